@@ -208,7 +208,7 @@ def template_regex(template: str) -> str:
 
 
 def _literal(text: str) -> str:
-    return "".join(char if char.isalnum() else f"\\{char}" for char in text)
+    return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in text)
 
 
 def _template_segment(segment: str, names: list[str]) -> tuple[str, bool]:

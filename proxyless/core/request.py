@@ -118,9 +118,11 @@ class Peer:
         alpn: negotiated protocol, empty when none.
         sni: server name the peer asked for.
         address: the peer's transport address (Envoy `direct_remote_ip`).
-        remote: the address after X-Forwarded-For or PROXY protocol (Envoy `remote_ip`); None: same as `address`.
+        proxied: the address that PROXY protocol gave (Envoy `source_ip`); None: same as `address`.
+        remote: the address after X-Forwarded-For (Envoy `remote_ip`); None: same as `proxied`.
         local: our own address on this connection.
-        claims: verified JWT claims by provider name; empty until JWT verification exists.
+        claims: verified JWT claims, by the metadata key under which the provider publishes them (`payload_in_metadata`);
+            empty until JWT verification exists.
         request_principal: ``iss/sub`` of the verified token; empty when none.
     """
 
@@ -132,6 +134,7 @@ class Peer:
     alpn: str = ""
     sni: str = ""
     address: Address = Address("", 0)
+    proxied: Address | None = None
     remote: Address | None = None
     local: Address = Address("", 0)
     claims: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
