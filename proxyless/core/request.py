@@ -24,6 +24,9 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+_NOWHERE = Address("", 0)
+
+
 class Request:
     """One request as the deciders see it. Cheap to make: headers are indexed when a matcher first asks.
 
@@ -61,7 +64,7 @@ class Request:
         authority: str,
         scheme: str = "http",
         query: str = "",
-        destination: Address = Address("", 0),  # noqa: B008 - immutable
+        destination: Address = _NOWHERE,
         sni: str = "",
         body_replayable: bool = True,
     ) -> None:
@@ -133,10 +136,10 @@ class Peer:
     tls: bool = False
     alpn: str = ""
     sni: str = ""
-    address: Address = Address("", 0)
+    address: Address = _NOWHERE
     proxied: Address | None = None
     remote: Address | None = None
-    local: Address = Address("", 0)
+    local: Address = _NOWHERE
     claims: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     request_principal: str = ""
 
