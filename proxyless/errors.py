@@ -134,7 +134,15 @@ class InvalidSpiffeIdError(IdentityError):
 
 
 class InvalidSvidError(IdentityError):
-    """An SVID, key or bundle given to us breaks the X509-SVID rules; the state before stays."""
+    """An SVID, key or bundle given to us breaks the X509-SVID rules; the state before stays.
+
+    Attributes:
+        step: the check that failed, for example ``key-match``, ``id-mismatch`` or one of the steps of a peer.
+    """
+
+    def __init__(self, step: str, reason: str) -> None:
+        self.step = step
+        super().__init__(f"{reason} [{step}]")
 
 
 class NoIdentityError(IdentityError):
@@ -145,7 +153,7 @@ class PeerVerificationError(IdentityError):
     """The peer's certificate is refused (rules M-10 to M-18).
 
     Attributes:
-        step: the check that failed, for example ``uri-san``, ``bundle``, ``chain``, ``expected-id``.
+        step: the check that failed, for example ``uri-san-count``, ``trust-domain``, ``path``, ``authorize``.
         peer: the SPIFFE ID that the peer claimed, when one could be read.
     """
 
