@@ -154,11 +154,12 @@ class PeerVerificationError(IdentityError):
 
     Attributes:
         step: the check that failed, for example ``uri-san-count``, ``trust-domain``, ``path``, ``authorize``.
+        reason: what is wrong, without step and peer.
         peer: the SPIFFE ID that the peer claimed, when one could be read.
     """
 
     def __init__(self, step: str, reason: str, peer: str = "") -> None:
-        self.step, self.peer = step, peer
+        self.step, self.reason, self.peer = step, reason, peer
         super().__init__(f"{reason} [{step}]" + (f" peer={peer}" if peer else ""))
 
 
