@@ -108,6 +108,7 @@ class TlsMaterial(StrEnum):
     MESH = "mesh"  # SDS `default` / `ROOTCA`, provider instance `default`: our SVID and bundles
     SYSTEM = "system"  # SDS `file-root:system`: the trust store of the operating system
     FILE = "file"  # paths in `certificate_file`, `key_file`, `ca_file`
+    UNKNOWN = "unknown"  # a secret that we have no source for: no connection can be made with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
