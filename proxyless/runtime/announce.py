@@ -1,0 +1,82 @@
+"""Registration of this workload with an embedded control plane, and the moment from which it may be called.
+
+A workload is READY when the mesh is (configuration and identity are there) and its port accepts connections, seen by
+connecting to it: servers bind at different times, some before and some after the application has started.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+from proxyless.settings import Settings
+from proxyless.xds.registration import Readiness, RegistrationStatus, Workload, WorkloadRegistration
+from proxyless.xds.stream import Credentials
+
+__all__ = ["Announcement"]
+
+log = logging.getLogger("proxyless.registration")
+
+FIRST_LOOK = 0.02
+LAST_LOOK = 1.0
+CONNECT_TIMEOUT = 1.0
+
+
+class Announcement:
+    """Keeps this workload registered from `start` to `close`.
+
+    Args:
+        settings: service, address, port and labels; the port is known.
+        ready: whether the mesh can serve.
+        instance: the same for all workers of one server.
+    """
+
+    def __init__(
+        self, settings: Settings, ready: Callable[[], bool], instance: str, credentials: Credentials | None = None
+    ) -> None:
+        workload = Workload(
+            service=settings.service,
+            port=settings.port,
+            address=settings.address,
+            labels=settings.labels,
+            instance=instance,
+        )
+        self._where = (settings.address, settings.port)
+        self._ready = ready
+        self._registration = WorkloadRegistration(settings.xds, workload, credentials=credentials)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._announce, name="proxyless-announce", daemon=True)
+
+    def start(self) -> None:
+        self._registration.start()
+        self._thread.start()
+
+    @property
+    def status(self) -> RegistrationStatus:
+        return self._registration.status
+
+    def drain(self, timeout: float) -> None:
+        """From now on no new configuration names this workload; waits until the control plane has taken note."""
+        self._stopped.set()
+        self._registration.drain(timeout)
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._registration.close()
+
+    def _announce(self) -> None:
+        pause = FIRST_LOOK
+        while not self._stopped.wait(pause):
+            if self._ready() and self._accepts():
+                self._registration.set_readiness(Readiness.READY)
+                return
+            pause = min(pause * 1.5, LAST_LOOK)
+
+    def _accepts(self) -> bool:
+        try:
+            socket.create_connection(self._where, timeout=CONNECT_TIMEOUT).close()
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,318 @@
+"""The mesh membership of one process: settings, configuration, identity, what was learned, and telemetry, joined.
+
+A `Mesh` is explicit, or there is one for each process (`Mesh.default()`). Making one does nothing; `start` does, and may be
+called from anywhere, any number of times. Background threads receive configuration and identity; a request reads
+`mesh.snapshot` once. Nothing of a parent process is used after a fork: the child begins anew at its next `start`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+from proxyless.core.learned import Learned
+from proxyless.core.snapshot import Snapshot
+from proxyless.errors import NoIdentityError
+from proxyless.runtime.waiting import Latch
+from proxyless.settings import Settings
+from proxyless.telemetry import families
+from proxyless.telemetry.recorder import Telemetry
+
+if TYPE_CHECKING:
+    from proxyless.identity.source import IdentitySnapshot, IdentitySource
+    from proxyless.identity.tls import TlsContexts
+    from proxyless.runtime.announce import Announcement
+    from proxyless.xds.client import XdsClient
+    from proxyless.xds.stream import ChannelSecurity
+
+__all__ = ["Mesh"]
+
+log = logging.getLogger("proxyless")
+
+DRAIN_TIMEOUT = 2.0
+
+
+class Mesh:
+    """See the module. Any thread.
+
+    Args:
+        settings: None reads the environment.
+        identity_source: where our SVID comes from; None: the Workload API of the settings, else no identity.
+
+    Attributes:
+        snapshot: the configuration in use; None before the first.
+        learned: ejections and counts, which survive snapshots.
+        rng: for splits and picks.
+    """
+
+    snapshot: Snapshot | None
+    learned: Learned
+    rng: random.Random
+
+    _default: ClassVar[Mesh | None] = None
+    _default_lock: ClassVar[threading.Lock] = threading.Lock()
+    _all: ClassVar[weakref.WeakSet[Mesh]] = weakref.WeakSet()
+
+    def __init__(self, settings: Settings | None = None, *, identity_source: IdentitySource | None = None) -> None:
+        self.settings = settings if settings is not None else Settings.from_environment()
+        self._given_identity = identity_source
+        self._reset()
+        Mesh._all.add(self)
+
+    @classmethod
+    def default(cls) -> Mesh:
+        """The one mesh of this process, made from the environment on first use."""
+        with cls._default_lock:
+            if cls._default is None:
+                cls._default = cls()
+            return cls._default
+
+    # ------------------------------------------------------------------------------------------------------ life
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._started = self._draining = False
+        self._latch = Latch()
+        self._xds: XdsClient | None = None
+        self._announcement: Announcement | None = None
+        self._identity_source: IdentitySource | None = self._given_identity
+        self._contexts: TlsContexts | None = None
+        self._telemetry: Telemetry | None = None
+        self.snapshot = None
+        self.learned = Learned()
+        self.rng = random.Random()  # noqa: S311 - splits and picks, no secrets
+
+    def start(self) -> None:
+        """Connect to the Workload API and the control plane, in the background. Idempotent; returns at once."""
+        if self._started:
+            return
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+            self._warn_about_settings()
+            self.telemetry.start()
+            source = self.identity_source
+            if source is not None:
+                source.subscribe(self._identity_changed)
+                source.start()
+            if self.settings.xds:
+                self._start_xds()
+            self._announce()
+
+    def close(self) -> None:
+        """Stop all threads; what was received stays readable. May be started again."""
+        with self._lock:
+            if not self._started:
+                return
+            self._started = False
+            if self._announcement is not None:
+                self._announcement.close()
+                self._announcement = None
+            if self._xds is not None:
+                self._xds.close()
+                self._xds = None
+            if self._identity_source is not None:
+                self._identity_source.close()
+            if self._telemetry is not None:
+                self._telemetry.close()
+
+    def drain(self) -> None:
+        """Say that this workload goes: not ready any more, and no new configuration names it."""
+        self._draining = True
+        announcement = self._announcement
+        if announcement is not None:
+            announcement.drain(DRAIN_TIMEOUT)
+
+    def listening_on(self, port: int) -> None:
+        """Tell the port once a server knows it; no effect when the settings have one."""
+        if self.settings.port or not port:
+            return
+        with self._lock:
+            self.settings = self.settings.with_port(port)
+            if self._started:
+                self._announce()
+
+    # ----------------------------------------------------------------------------------------------------- parts
+
+    @property
+    def identity_source(self) -> IdentitySource | None:
+        """None: this process has no identity and none is configured."""
+        if self._identity_source is None and self.settings.spiffe_socket:
+            from proxyless.identity.workload_api import WorkloadApiSource
+
+            with self._lock:
+                if self._identity_source is None:
+                    self._identity_source = WorkloadApiSource(self.settings.spiffe_socket)
+        return self._identity_source
+
+    @property
+    def contexts(self) -> TlsContexts:
+        """TLS contexts of the current identity.
+
+        Raises:
+            NoIdentityError: no source of identity is configured.
+        """
+        contexts = self._contexts
+        if contexts is None:
+            from proxyless.identity.tls import TlsContexts
+
+            source = self.identity_source
+            if source is None:
+                raise NoIdentityError("no Workload API is configured: set SPIFFE_ENDPOINT_SOCKET")
+            contexts = self._contexts = TlsContexts(source)
+        return contexts
+
+    @property
+    def telemetry(self) -> Telemetry:
+        telemetry = self._telemetry
+        if telemetry is None:
+            settings = self.settings
+            telemetry = self._telemetry = Telemetry(
+                workload=settings.workload,
+                namespace=settings.namespace,
+                labels=settings.labels,
+                service=settings.service,
+                access_log=settings.access_log,
+            )
+        return telemetry
+
+    @property
+    def xds(self) -> XdsClient | None:
+        """The client of the control plane, for dumps; None before `start` or without one."""
+        return self._xds
+
+    # ----------------------------------------------------------------------------------------------------- state
+
+    @property
+    def configured(self) -> bool:
+        """There is a configuration, and an identity if one is configured."""
+        if self.snapshot is None:
+            return False
+        source = self.identity_source
+        return source is None or source.current is not None
+
+    @property
+    def ready(self) -> bool:
+        return self.configured and not self._draining and not self._refused()
+
+    def not_ready_reasons(self) -> list[str]:
+        """Why `ready` is false; empty when it is true."""
+        reasons = []
+        if self._draining:
+            reasons.append("draining")
+        if self.snapshot is None:
+            if not self.settings.xds:
+                reasons.append("no control plane is configured: set PROXYLESS_XDS")
+            else:
+                reasons.append(str(self._xds.status) if self._xds is not None else "the mesh is not started")
+        source = self.identity_source
+        if source is not None and source.current is None:
+            reasons.append(f"identity: {source.status or 'no SVID yet'}")
+        if (refusal := self._refused()) is not None:
+            reasons.append(refusal)
+        return reasons
+
+    def wait_configured(self, timeout: float) -> bool:
+        """Block until `configured`, at most `timeout` seconds. Starts the mesh."""
+        self.ensure()
+        return self.configured or self._latch.wait(timeout)
+
+    async def await_configured(self, timeout: float) -> bool:
+        """The same in an event loop."""
+        self.ensure()
+        return self.configured or await self._latch.wait_async(timeout)
+
+    def ensure(self) -> None:
+        """`start`, at the price of two attribute reads when it already runs in this process."""
+        if self._pid != os.getpid():
+            self._reset()
+        if not self._started:
+            self.start()
+
+    # -------------------------------------------------------------------------------------------------- internals
+
+    def _start_xds(self) -> None:
+        from proxyless.xds.client import XdsClient, node_message
+
+        self._xds = XdsClient(
+            self.settings.xds, lambda: node_message(self.settings), self._publish, credentials=self._credentials()
+        )
+        self._xds.start()
+
+    def _announce(self) -> None:
+        settings = self.settings
+        if not settings.service or not settings.xds or self._announcement is not None:
+            return
+        if not settings.port:
+            log.warning("%s is not registered yet: its port is not known (set PROXYLESS_PORT)", settings.service)
+            return
+        from proxyless.runtime.announce import Announcement
+
+        instance = settings.workers_dir or str(os.getpid())
+        self._announcement = Announcement(settings, lambda: self.configured, instance, self._credentials())
+        self._announcement.start()
+
+    def _credentials(self) -> Callable[[], ChannelSecurity] | None:
+        source = self.identity_source
+        if source is None or self.settings.xds.startswith("unix:"):
+            return None
+        from proxyless.runtime.channel import channel_security
+
+        return lambda: channel_security(source, self.settings)
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Called by the xDS thread. One assignment; requests in flight keep the snapshot they have."""
+        self.snapshot = snapshot
+        self.learned.prune(snapshot)
+        self.telemetry.metrics.set(families.CONFIG_GENERATION, snapshot.generation)
+        self._open_latch()
+
+    def _identity_changed(self, identity: IdentitySnapshot | None) -> None:
+        if identity is not None:
+            metrics = self.telemetry.metrics
+            metrics.identify(str(identity.svid.spiffe_id))
+            metrics.set(families.IDENTITY_EXPIRY, identity.svid.not_after)
+        self._open_latch()
+
+    def _open_latch(self) -> None:
+        if not self._latch.is_open and self.configured:
+            log.info("configuration and identity are there after %.3f s", time.monotonic() - _LOADED)
+            self._latch.open()
+
+    def _refused(self) -> str | None:
+        announcement = self._announcement
+        if announcement is None:
+            return None
+        status = announcement.status
+        return str(status) if status.refusal else None
+
+    def _warn_about_settings(self) -> None:
+        if self.settings.disabled_outbound:
+            log.critical("PROXYLESS_DISABLED=%s: outbound calls do not go through the mesh", self.settings.disabled)
+            self.telemetry.metrics.set(families.DISABLED, 1, "outbound")
+        if not self.settings.xds:
+            log.error("no control plane is configured (PROXYLESS_XDS): inbound requests are refused")
+        if self.identity_source is None:
+            log.warning("no Workload API is configured (SPIFFE_ENDPOINT_SOCKET): this process has no identity")
+
+
+_LOADED = time.monotonic()
+
+
+def _after_fork() -> None:
+    """In a child: threads, channels, locks and keys of the parent are gone."""
+    Mesh._default = None
+    Mesh._default_lock = threading.Lock()
+    for mesh in list(Mesh._all):
+        mesh._reset()
+
+
+os.register_at_fork(after_in_child=_after_fork)

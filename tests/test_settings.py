@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from proxyless.errors import SettingsError
+from proxyless.settings import Disabled, Settings
+
+
+def test_every_variable_is_read() -> None:
+    settings = Settings.from_environment(
+        {
+            "PROXYLESS_XDS": "unix:/run/xds.sock",
+            "SPIFFE_ENDPOINT_SOCKET": "unix:/run/agent.sock",
+            "PROXYLESS_SERVICE": "payments",
+            "PROXYLESS_PORT": "8080",
+            "PROXYLESS_LABELS": "app=payments, version=v1,",
+            "PROXYLESS_NAMESPACE": "shop",
+            "PROXYLESS_DISABLED": "outbound",
+        }
+    )
+    assert (settings.xds, settings.spiffe_socket, settings.port) == ("unix:/run/xds.sock", "unix:/run/agent.sock", 8080)
+    assert settings.labels == {"app": "payments", "version": "v1"}
+    assert settings.namespace == "shop"
+    assert settings.disabled is Disabled.OUTBOUND
+    assert settings.disabled_outbound
+    assert not settings.disabled_inbound
+
+
+def test_account_and_workload_follow_the_service() -> None:
+    settings = Settings.from_environment({"PROXYLESS_SERVICE": "payments.shop.svc.cluster.local"})
+    assert (settings.service_account, settings.workload) == ("payments", "payments")
+    assert Settings.from_environment({}).service_account == "default"
+
+
+def test_explicit_arguments_win() -> None:
+    assert Settings.from_environment({"PROXYLESS_XDS": "a:1"}, xds="b:2").xds == "b:2"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PROXYLESS_XDS", "localhost"),
+        ("PROXYLESS_XDS", "http://localhost:15010"),
+        ("PROXYLESS_PORT", "http"),
+        ("PROXYLESS_PORT", "70000"),
+        ("PROXYLESS_LABELS", "app"),
+        ("PROXYLESS_DISABLED", "yes"),
+    ],
+)
+def test_a_bad_variable_is_named_with_a_right_value(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environment({name: value})
