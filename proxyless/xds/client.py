@@ -119,7 +119,7 @@ class XdsClient:
 
     Args:
         target: ``unix:/path`` or ``host:port``.
-        node: makes the Node message; called in the thread for each new process.
+        node: makes the Node message; called in the thread for each stream.
         publish: called in the thread with each new snapshot. Must return quickly.
         credentials: secures TCP connections; without them TCP is plain text, and the log says so.
         compile: resources to snapshot.
@@ -165,6 +165,10 @@ class XdsClient:
         """End the stream; the last snapshot stays with whoever has it."""
         self._driver.close(timeout)
 
+    def reconnect(self) -> None:
+        """Open a new stream, to introduce this node anew (its port has become known). What was accepted stays."""
+        self._driver.reconnect()
+
     @property
     def status(self) -> XdsStatus:
         """Any thread."""
@@ -208,17 +212,16 @@ class _Conversation:
         self.waiting: tuple[str, ...] = ()
 
     def opened(self) -> Iterable[bytes]:
-        if self._session is None or self.store is None:
-            self.store = Store(self._decoders, breathe=_breathe)
-            self._session = SotwSession(self._node(), self.store, self.stats)
-        self._note_waiting()
-        return [request.SerializeToString() for request in self._session.open(time.monotonic())]
+        store, session = self._parts()
+        session.node = self._node()
+        requests = session.open(time.monotonic())
+        self._note_waiting(store)
+        return [request.SerializeToString() for request in requests]
 
     def received(self, raw: bytes) -> Iterable[bytes]:
-        assert self._session is not None  # noqa: S101 - `opened` comes first
-        response = _parse_response(raw)
-        requests = self._session.receive(response, time.monotonic())
-        self._publish_changes()
+        store, session = self._parts()
+        requests = session.receive(_parse_response(raw), time.monotonic())
+        self._publish_changes(store)
         return [request.SerializeToString() for request in requests]
 
     def closed(self) -> None:
@@ -229,15 +232,21 @@ class _Conversation:
         return None if self._session is None else self._session.next_deadline()
 
     def tick(self) -> Iterable[bytes]:
-        if self._session is not None and self._session.expire(time.monotonic()):
-            self._publish_changes()
+        store, session = self._parts()
+        if session.expire(time.monotonic()):
+            self._publish_changes(store)
         return ()
 
-    def _publish_changes(self) -> None:
+    def _parts(self) -> tuple[Store, SotwSession]:
+        if self.store is None or self._session is None:
+            self.store = Store(self._decoders, breathe=_breathe)
+            self._session = SotwSession(self._node(), self.store, self.stats)
+        return self.store, self._session
+
+    def _publish_changes(self, store: Store) -> None:
         """Compile and publish when there is a new whole. A failure of ours keeps the last good snapshot."""
-        assert self.store is not None  # noqa: S101 - made together with the session
-        resources = self.store.take()
-        self._note_waiting()
+        resources = store.take()
+        self._note_waiting(store)
         if resources is None:
             return
         try:
@@ -251,9 +260,9 @@ class _Conversation:
         self.published_at = time.time()
         log.debug("xds: published generation %d", self.generation)
 
-    def _note_waiting(self) -> None:
-        missing = self.store.missing() if self.store is not None else []
-        self.waiting = tuple(f"{url.rpartition('.')[2]} {name}".rstrip() for url, name in missing[:10])
+    def _note_waiting(self, store: Store) -> None:
+        missing = store.missing()[:10]
+        self.waiting = tuple(f"{url.rpartition('.')[2]} {name}".rstrip() for url, name in missing)
 
 
 def _parse_response(raw: bytes) -> Any:

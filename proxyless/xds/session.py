@@ -126,14 +126,14 @@ class SotwSession:
     """StreamAggregatedResources, client side.
 
     Args:
-        node: the `envoy.config.core.v3.Node` to introduce ourselves with.
+        node: the `envoy.config.core.v3.Node` to introduce ourselves with on the next stream.
         sink: receives resources, names the subscriptions.
         stats: counters to add to.
     """
 
     def __init__(self, node: Any, sink: ResourceSink, stats: SessionStats | None = None) -> None:
         self.stats = stats or SessionStats()
-        self._node, self._sink = node, sink
+        self.node, self._sink = node, sink
         self._types = {url: _Type(url) for url in TYPES}
 
     def open(self, now: float) -> list[Any]:
@@ -141,7 +141,7 @@ class SotwSession:
         self.lost()
         requests = self._subscribe(now)
         if requests:
-            requests[0].node.CopyFrom(self._node)
+            requests[0].node.CopyFrom(self.node)
         return requests
 
     def lost(self) -> None:

@@ -248,6 +248,7 @@ class Store:
         self._drop(table, name)
         table.accepted[name] = _Accepted(raw, version, value, unsupported, references(value))
         table.names[raw] = name
+        self._touch(table)
         self._report(type_url, name, unsupported)
         return ""
 
@@ -365,7 +366,7 @@ def deny_all_listener(name: str) -> Listener:
         filter=denying,
     )
     plain = FilterChain(match=FilterChainMatch(transport_protocol="raw_buffer"), name="denied", filter=denying)
-    return Listener(name=name, direction="INBOUND", filter_chains=(tls, plain))
+    return Listener(name=name, direction="INBOUND", filter_chains=(tls, plain), use_original_dst=True)
 
 
 def _may_be_inbound(name: str, raw: bytes) -> bool:

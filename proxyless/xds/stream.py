@@ -145,7 +145,7 @@ class StreamDriver:
         self._thread: threading.Thread | None = None
         self._outbox: _Outbox | None = None
         self._call: Any = None
-        self._opened_at = 0.0
+        self._was_short = False
 
     def start(self) -> None:
         """Start the thread; no effect while it runs. After a fork the child starts from nothing."""
@@ -170,6 +170,12 @@ class StreamDriver:
         outbox = self._outbox
         if outbox is not None and self._pid == os.getpid():
             outbox.wake()
+
+    def reconnect(self) -> None:
+        """End the stream that is open now, if any; the next one follows at once."""
+        if self._pid == os.getpid():
+            self._was_short = False  # asked for
+            self._hang_up()
 
     def _hang_up(self) -> None:
         outbox, call = self._outbox, self._call
@@ -221,8 +227,7 @@ class StreamDriver:
         """
         if self._closing.is_set():
             return
-        hurried = time.monotonic() - self._opened_at < SHORT_STREAM
-        self._opened_at = time.monotonic()
+        opened_at = time.monotonic()
         outbox = _Outbox(self._due, self._tick)
         try:
             answered, error = self._follow(outbox)
@@ -234,6 +239,8 @@ class StreamDriver:
         if self._closing.is_set():
             self._set_status(False, "closed")
             return
+        short = time.monotonic() - opened_at < SHORT_STREAM
+        hurried, self._was_short = short and self._was_short, short
         if not answered or hurried:
             raise ControlPlaneUnavailableError(f"{self._target}: {error}")
         self._set_status(False, error)
