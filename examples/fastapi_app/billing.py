@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from proxyless.httpx import AsyncMeshTransport
 
 from proxyless.asgi import MeshMiddleware
-from proxyless.httpx import AsyncMeshTransport
 
 
 @asynccontextmanager
@@ -30,7 +30,12 @@ async def get(url: str) -> dict[str, Any]:
     response = await app.state.client.get(url)
     mesh = response.extensions.get("proxyless", {})
     body = response.json() if response.headers.get("content-type") == "application/json" else {}
-    return {"status": response.status_code, "attempts": mesh.get("attempts", 0), "flag": mesh.get("flag", ""), "body": body}
+    return {
+        "status": response.status_code,
+        "attempts": mesh.get("attempts", 0),
+        "flag": mesh.get("flag", ""),
+        "body": body,
+    }
 
 
 @app.get("/pay")
