@@ -29,7 +29,9 @@ __all__ = ["Authority", "renewal_time"]
 
 logger = logging.getLogger(__name__)
 
-BACKDATE = 10  # seconds, against clocks that differ
+BACKDATE = (
+    10.0  # seconds, against clocks that differ; less for lifetimes under a minute, where it would be most of the span
+)
 DEFAULT_TTL = 3600.0
 DEFAULT_ROOT_TTL = 30 * 24 * 3600.0
 
@@ -79,6 +81,7 @@ class Authority:
         self._clock = clock
         self._lock = threading.RLock()
         self._listeners: list[Callable[[], None]] = []
+        self._federated: dict[str, tuple[bytes, ...]] = {}
         self._active = self._make_root()
         self._roots = [self._active]
         logger.warning(
@@ -92,6 +95,36 @@ class Authority:
         """Trust anchors as DER, oldest first."""
         with self._lock:
             return tuple(root.certificate.public_bytes(Encoding.DER) for root in self._roots)
+
+    def now(self) -> float:
+        """The time by which it issues, POSIX seconds."""
+        return self._clock()
+
+    @property
+    def bundles(self) -> dict[str, tuple[bytes, ...]]:
+        """Trust anchors by trust domain, the own one first."""
+        return {self.trust_domain: self.bundle, **self.federated}
+
+    @property
+    def federated(self) -> dict[str, tuple[bytes, ...]]:
+        """Trust anchors of other trust domains, as DER, by name."""
+        with self._lock:
+            return dict(self._federated)
+
+    def federate(self, trust_domain: TrustDomain | str, anchors: Sequence[bytes]) -> None:
+        """Hand out the anchors of another trust domain, under a name that the operator gives (M-50); none ends that.
+
+        Raises:
+            InvalidSvidError: it is our own trust domain.
+        """
+        name = TrustDomain.parse(trust_domain)
+        if name == self.trust_domain:
+            raise InvalidSvidError("trust-domain", f"{name} is the own trust domain of this authority")
+        with self._lock:
+            self._federated.pop(name, None)
+            if anchors:
+                self._federated[name] = tuple(anchors)
+        self._tell()
 
     def issue(
         self, spiffe_id: SpiffeId, *, ttl: float | None = None, dns_names: Sequence[str] = (), hint: str = ""
@@ -109,7 +142,9 @@ class Authority:
             root = self._active
         now = self._clock()
         key = ec.generate_private_key(ec.SECP256R1())
-        not_before, not_after = _seconds(now - BACKDATE), _seconds(min(now + (ttl or self.ttl), root.not_after))
+        lifetime = ttl or self.ttl
+        not_before = _seconds(now - min(BACKDATE, lifetime / 6))
+        not_after = _seconds(min(now + lifetime, root.not_after))
         names: list[x509.GeneralName] = [*map(x509.DNSName, dns_names), x509.UniformResourceIdentifier(str(spiffe_id))]
         builder = (
             _builder("proxyless workload", root.certificate.subject, key, not_before, not_after)
@@ -189,10 +224,13 @@ class Authority:
         return _Root(builder.sign(key, hashes.SHA256()), key, not_before, not_after)
 
 
-def renewal_time(svid: X509Svid, rng: Uniform = random) -> float:
-    """When to replace an SVID: half life, give or take a tenth of the lifetime's half (M-33). POSIX seconds."""
+def renewal_time(svid: X509Svid, issued: float, rng: Uniform = random) -> float:
+    """When to replace an SVID issued at `issued`: half life, give or take a tenth of that (M-33). POSIX seconds.
+
+    Never before a quarter of what is left, so that a very short lifetime is no storm.
+    """
     half = (svid.not_after - svid.not_before) / 2
-    return svid.not_before + half * rng.uniform(0.9, 1.1)
+    return max(svid.not_before + half * rng.uniform(0.9, 1.1), issued + (svid.not_after - issued) / 4)
 
 
 def _seconds(instant: float) -> float:

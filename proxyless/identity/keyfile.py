@@ -60,7 +60,7 @@ def _memory_file(content: bytes) -> int | None:
 @contextlib.contextmanager
 def _private_file(content: bytes) -> Iterator[str]:
     """A 0600 file in a 0700 directory, on tmpfs where there is one; gone when the block ends."""
-    memory = "/dev/shm"
+    memory = "/dev/shm"  # noqa: S108 - a private directory of a fresh name is made in it
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         path = Path(folder) / "identity"
         opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

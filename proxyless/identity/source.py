@@ -69,7 +69,7 @@ class IdentityHolder:
         self._now = now
         self._callbacks: list[Callback] = []
         self._snapshot: IdentitySnapshot | None = None
-        self._waiting: X509Svid | None = None
+        self._waiting: tuple[X509Svid, Mapping[str, TrustBundle]] | None = None
         self._generation = 0
         self._changed = threading.Condition()
 
@@ -88,13 +88,14 @@ class IdentityHolder:
         return self._snapshot
 
     def replace(self, svid: X509Svid, bundles: Mapping[str, TrustBundle]) -> bool:
-        """Take a new pair. False when it is equal to the one in use: a response is not yet a rotation."""
+        """Take a new pair. False when nothing changes for now: it is equal to the one in use, or waits for its time."""
         old = self._snapshot
-        now = self._now()
-        if svid.not_before > now and old is not None and old.svid.valid_at(now):
-            self._waiting, svid = svid, old.svid
-        else:
-            self._waiting = None
+        self._waiting = None
+        if svid.not_before > self._now():
+            self._waiting = (svid, bundles)
+            if old is None or not old.svid.valid_at(self._now()):
+                return False
+            svid = old.svid
         if old is not None and old.svid.chain == svid.chain and dict(old.bundles) == dict(bundles):
             return False
         self._publish(svid, bundles)
@@ -109,19 +110,19 @@ class IdentityHolder:
         return True
 
     def promote(self) -> bool:
-        """Use the SVID that waited for its not_before, when that time has come."""
-        waiting, old = self._waiting, self._snapshot
-        if waiting is None or old is None or waiting.not_before > self._now():
+        """Use the pair that waited for its not_before, when that time has come."""
+        waiting = self._waiting
+        if waiting is None or waiting[0].not_before > self._now():
             return False
         self._waiting = None
-        self._publish(waiting, old.bundles)
+        self._publish(*waiting)
         return True
 
     @property
-    def waiting_until(self) -> float | None:
-        """When the SVID that waits becomes valid, POSIX seconds."""
+    def waiting_until(self) -> float:
+        """When the pair that waits becomes valid, POSIX seconds; infinite when there is none."""
         waiting = self._waiting
-        return None if waiting is None else waiting.not_before
+        return float("inf") if waiting is None else waiting[0].not_before
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
         self._callbacks.append(callback)
@@ -175,6 +176,7 @@ class StaticSource:
 
     @property
     def current(self) -> IdentitySnapshot | None:
+        self._holder.promote()
         return self._holder.current
 
     @property
@@ -183,7 +185,7 @@ class StaticSource:
 
     @property
     def status(self) -> str:
-        if self._holder.current is not None:
+        if self.current is not None:
             return ""
         return "no identity was given" if self._holder.latest is None else "the SVID is not valid at this time"
 
