@@ -311,6 +311,9 @@ class CidrMatcher:
         """Effective prefix length: the more, the more specific."""
         return self._network.prefixlen
 
+    def __str__(self) -> str:
+        return str(self._network)
+
     def matches(self, host: str) -> bool:
         """`host` is an address literal; anything else (a Unix path, empty) is in no range."""
         try:

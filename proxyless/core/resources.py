@@ -482,6 +482,7 @@ class FilterChainMatch:
     server_names: tuple[str, ...] = ()
     transport_protocol: str = ""
     application_protocols: tuple[str, ...] = ()
+    source_type: str = "ANY"  # LOCAL: same address or loopback; EXTERNAL: any other
     source_prefix_ranges: tuple[str, ...] = ()
     source_ports: tuple[int, ...] = ()
 
