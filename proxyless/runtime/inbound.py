@@ -1,0 +1,272 @@
+"""Inbound decisions of one process: a connection and a request meet the mesh's current snapshot.
+
+Fails closed (rules M-70 to M-75): no configuration, no identity, no filter chain, an evaluator that raised: refused, with the
+reason in the log and none for the peer. Adapters only move bytes: `asgi`, `wsgi` and the servers' protocols ask the gate.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from proxyless.core.inbound import Admission, ConnectionInfo, admit, select_chain
+from proxyless.core.paths import normalize_path
+from proxyless.core.request import Address, Peer, Request
+from proxyless.core.resources import EscapedSlashes, HttpConnectionManager, PathNormalization, TlsMaterial
+from proxyless.runtime.exchange import InboundExchange
+from proxyless.telemetry import families
+
+if TYPE_CHECKING:
+    from proxyless.core.learned import Learned
+    from proxyless.core.resources import FilterChain
+    from proxyless.core.snapshot import Snapshot
+    from proxyless.identity.source import IdentitySource
+    from proxyless.identity.tls import TlsContexts
+    from proxyless.settings import Settings
+    from proxyless.telemetry.recorder import Telemetry
+    from proxyless.xds.client import XdsClient
+
+__all__ = ["Connection", "InboundExchange", "InboundGate", "MeshLike", "gate_of"]
+
+log = logging.getLogger("proxyless.inbound")
+
+# Routers disagree about these in a path: control characters plain or escaped, and a fragment, which no target has (RFC 9112).
+_MALFORMED_PATH = re.compile(r"[\x00-\x20\x7f#]|%(?:[01][0-9A-Fa-f]|7[Ff])")
+_HOST = re.compile(
+    r"(?:\[[0-9A-Fa-f:.%A-Za-z_~-]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]+)?"
+)  # RFC 3986 3.2.2, no user
+
+# The widest reading of a path that a framework behind us may route by: escaped slashes decoded, dot segments resolved, runs
+# of slashes merged.
+_WIDEST = PathNormalization(normalize=True, merge_slashes=True, escaped_slashes=EscapedSlashes.UNESCAPE_AND_FORWARD)
+
+
+class MeshLike(Protocol):
+    """What inbound code needs of `runtime.mesh.Mesh`."""
+
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def snapshot(self) -> Snapshot | None: ...
+    @property
+    def identity_source(self) -> IdentitySource | None: ...
+    @property
+    def contexts(self) -> TlsContexts: ...
+    @property
+    def telemetry(self) -> Telemetry: ...
+    @property
+    def learned(self) -> Learned: ...
+    @property
+    def xds(self) -> XdsClient | None: ...
+    @property
+    def ready(self) -> bool: ...
+    def not_ready_reasons(self) -> list[str]: ...
+    def start(self) -> None: ...
+    def close(self) -> None: ...
+    def drain(self) -> None: ...
+    def listening_on(self, port: int) -> None: ...
+    async def await_configured(self, timeout: float) -> bool: ...
+
+
+FOREVER = float("inf")
+MARGIN = 30.0  # seconds before the end of a certificate from which a response closes its connection, at most
+
+
+class Connection:
+    """One accepted connection. Only the TLS layer of a server makes one with a verified peer; it is the proof itself, so a
+    request carries the object and never a copy of its text (rule M-20).
+
+    Attributes:
+        info: what filter chains are matched against.
+        peer: the verified peer, or an anonymous one.
+        expires_at: wall clock when the first of both certificates ends; infinite for plain text.
+        gate: the gate that judges every request of this connection, set by whoever asks it; None: nobody yet.
+    """
+
+    __slots__ = ("_chain", "_close_from", "_generation", "expires_at", "gate", "info", "peer")
+
+    def __init__(self, info: ConnectionInfo, peer: Peer, expires_at: float = FOREVER, now: float = 0.0) -> None:
+        """`now`: wall clock; with it the margin before `expires_at` is a fifth of what is left, at most `MARGIN`."""
+        self.info, self.peer, self.expires_at = info, peer, expires_at
+        self.gate: InboundGate | None = None
+        self._close_from = expires_at - min(MARGIN, 0.2 * (expires_at - now)) if expires_at != FOREVER else FOREVER
+        self._generation = -1
+        self._chain: FilterChain | None = None
+
+    def ends_soon(self, now: float) -> bool:
+        """A response that starts now should say that the connection ends (wall clock)."""
+        return now >= self._close_from
+
+    def chain(self, snapshot: Snapshot) -> FilterChain | None:
+        """The filter chain of this connection in this snapshot; selected once for each snapshot.
+
+        A connection that lived through a change of mode is judged by the new one: None closes it.
+        """
+        if snapshot.generation != self._generation:
+            chain = None if snapshot.inbound is None else select_chain(snapshot.inbound, self.info)
+            if chain is not None and _wants_identity(chain) and self.peer.identity is None:
+                chain = None
+            self._chain, self._generation = chain, snapshot.generation
+        return self._chain
+
+    @classmethod
+    def plaintext(cls, local: Address, remote: Address) -> Connection:
+        """An unencrypted HTTP connection."""
+        info = ConnectionInfo(
+            destination=local, transport="raw_buffer", alpn=("http/1.1",), server_name="", source=remote
+        )
+        return cls(info, Peer(address=remote, local=local))
+
+
+class InboundGate:
+    """Admits or refuses requests. Any thread; one per mesh, see `gate_of`."""
+
+    def __init__(self, mesh: MeshLike) -> None:
+        self.mesh = mesh
+        self.telemetry = mesh.telemetry
+        self.open = mesh.settings.disabled_inbound
+        self.stale = False
+        self._said = ""
+        if self.open:
+            log.critical("PROXYLESS_DISABLED=all: inbound requests pass without mutual TLS and without policy")
+            self.telemetry.metrics.set(families.DISABLED, 1, "inbound")
+
+    def begin(
+        self,
+        connection: Connection,
+        request: Request,
+        http_version: str,
+        problem: str = "",
+        views: tuple[str, ...] = (),
+    ) -> InboundExchange:
+        """Judge a request and start recording it. Never raises.
+
+        Args:
+            problem: what the adapter found malformed, as response code details; empty: nothing.
+            views: other readings of the path, escaped, that must be admitted too.
+        """
+        admission = (
+            _refused(request, 400, problem) if problem and not self.open else self.admit(connection, request, views)
+        )
+        return InboundExchange(self.telemetry, connection, request, admission, http_version)
+
+    def admit(self, connection: Connection, request: Request, views: Iterable[str] = ()) -> Admission:
+        """Decide about one request. Never raises."""
+        if self.open:
+            return _passed(request)
+        mesh = self.mesh
+        snapshot = mesh.snapshot
+        if snapshot is None:
+            return self._unready(request)
+        source = mesh.identity_source
+        if source is not None and source.current is None:
+            return self._unready(request)
+        problem = _malformed(request)
+        if problem:
+            return _refused(request, 400, problem)
+        try:
+            return self._evaluate(connection, snapshot, request, views)
+        except Exception:  # whatever it was, a request is never let through by a fault of ours
+            log.exception("policy could not be evaluated; the request is refused")
+            return _refused(request, 503, "policy_evaluation_failed")
+
+    def _evaluate(
+        self, connection: Connection, snapshot: Snapshot, request: Request, views: Iterable[str]
+    ) -> Admission:
+        chain = connection.chain(snapshot)
+        if chain is None or chain.filter is None:
+            return _refused(request, 403, "filter_chain_not_found")
+        admission = admit(chain, request, connection.peer)
+        if not admission.allowed or not isinstance(chain.filter, HttpConnectionManager):
+            return admission
+        widest = _widest(admission.request.path)
+        for view in views if widest is None else (*views, widest):
+            # A path that may be read in several ways must be admitted in each of them.
+            other = admit(chain, _with_path(admission.request, view), connection.peer)
+            if not other.allowed:
+                return other
+        return admission
+
+    def reasons(self) -> str:
+        """Why nothing is served yet, for people."""
+        return "; ".join(self.mesh.not_ready_reasons()) or "starting"
+
+    def _unready(self, request: Request) -> Admission:
+        reasons = self.reasons()
+        if reasons != self._said:  # once for each reason, not for each request
+            self._said = reasons
+            log.warning("inbound requests are refused with 503: %s", reasons)
+        return _refused(request, 503, "mesh_not_ready")
+
+
+def _wants_identity(chain: FilterChain) -> bool:
+    tls = chain.tls
+    return tls is not None and tls.require_client_certificate and tls.validation is TlsMaterial.MESH
+
+
+def _malformed(request: Request) -> str:
+    """What no server should have let pass, as response code details; empty when nothing is wrong."""
+    path = request.path
+    if path[:1] != "/" and not (path == "*" and request.method == "OPTIONS"):
+        return "path_not_in_origin_form"
+    if _MALFORMED_PATH.search(path):
+        return "path_has_control_characters"
+    if not _HOST.fullmatch(request.authority):
+        return "invalid_host"
+    return ""
+
+
+def _widest(path: str) -> str | None:
+    """The widest reading of `path` when it differs, else None."""
+    if "%" not in path and "//" not in path and "/." not in path and "\\" not in path:
+        return None
+    widest = normalize_path(path, _WIDEST)
+    return None if widest.path == path else widest.path
+
+
+def _with_path(request: Request, path: str) -> Request:
+    return Request(
+        request.method,
+        path,
+        request.headers,
+        authority=request.authority,
+        scheme=request.scheme,
+        query=request.query,
+        destination=request.destination,
+        sni=request.sni,
+    )
+
+
+def _passed(request: Request) -> Admission:
+    return Admission(True, 200, b"", "-", "", "", request)
+
+
+def _refused(request: Request, status: int, details: str) -> Admission:
+    body = b"RBAC: access denied" if status == 403 else b"service is not ready"
+    return Admission(False, status, body, "-", details, "", request)
+
+
+# By id of the mesh: a gate holds its mesh, so an id in use is never another's.
+_GATES: weakref.WeakValueDictionary[int, InboundGate] = weakref.WeakValueDictionary()
+
+
+def gate_of(mesh: MeshLike) -> InboundGate:
+    """The gate of a mesh: one, however many middlewares and protocols serve it."""
+    gate = _GATES.get(id(mesh))
+    if gate is None:
+        gate = _GATES[id(mesh)] = InboundGate(mesh)
+    return gate
+
+
+def _after_fork() -> None:
+    """Nothing of the parent is used in a child: who holds a gate sees that it is stale and asks for the child's mesh."""
+    for gate in list(_GATES.values()):
+        gate.stale = True
+    _GATES.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

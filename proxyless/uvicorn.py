@@ -1,0 +1,355 @@
+"""uvicorn with the mesh's TLS: mTLS STRICT and PERMISSIVE on one port, by `uvicorn --http proxyless.uvicorn:MeshProtocol`.
+
+The outer protocol looks at the first bytes of a connection, chooses the filter chain of the mesh's configuration of that moment,
+upgrades to TLS with our certificate of that moment, and only then puts uvicorn's own protocol in its place. uvicorn itself is
+not patched. The peer is verified inside the handshake (`identity.tls`), so no HTTP byte of a refused peer is ever parsed.
+
+`run` is what `proxyless run module:app` does; it lives in `proxyless.runtime.serving` terms of this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from proxyless.asgi import STATE, ASGIApp, Receive, Scope, Send, serve
+from proxyless.core.inbound import ConnectionInfo, select_chain
+from proxyless.core.request import Address, Peer
+from proxyless.errors import NoIdentityError, PeerVerificationError
+from proxyless.runtime.hello import MAX_HELLO, NeedMore, NotTls, parse_client_hello
+from proxyless.runtime.inbound import FOREVER, Connection, InboundGate, MeshLike, gate_of
+from proxyless.telemetry import families
+
+if TYPE_CHECKING:
+    import ssl
+
+    from uvicorn import Config
+    from uvicorn.server import ServerState
+
+    from proxyless.core.resources import DownstreamTls
+
+__all__ = ["MeshH11Protocol", "MeshHttpToolsProtocol", "MeshProtocol"]
+
+log = logging.getLogger("proxyless.uvicorn")
+
+HANDSHAKE_TIMEOUT = 10.0  # from accept to the end of the handshake; Envoy waits 15 s for listener filters alone
+SHUTDOWN_TIMEOUT = 1.0  # an idle keep-alive client must not hold back a shutdown for asyncio's 30 s
+
+
+class _Refused(Exception):
+    """This connection is closed before any request. The text is for the log, `reason` for the metric."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        self.reason = reason
+        super().__init__(text)
+
+
+class _Judged:
+    """The application of one connection: every scope is judged before it."""
+
+    __slots__ = ("app", "connection", "gate", "root_path")
+
+    def __init__(self, app: ASGIApp, gate: InboundGate, connection: Connection, root_path: str) -> None:
+        self.app, self.gate, self.connection, self.root_path = app, gate, connection, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve(self.gate, self.connection, self.app, scope, receive, send, root_path=self.root_path)
+
+
+class _Timed:
+    """Mixed into uvicorn's protocols: forget the timer of the certificate's end when the connection ends before."""
+
+    expiry: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.expiry is not None:
+            self.expiry.cancel()
+            self.expiry = None
+        super().connection_lost(exc)  # type: ignore[misc]  # the other base class has it
+
+
+class _HttpTools(_Timed, HttpToolsProtocol):
+    pass
+
+
+class _H11(_Timed, H11Protocol):
+    pass
+
+
+class MeshHttpToolsProtocol(asyncio.Protocol):
+    """One connection from accept to the first request; parser httptools.
+
+    The mesh is `mesh` of a class made by `for_mesh`, else that of the application's MeshMiddleware (found in the lifespan
+    state), else the one of this process.
+    """
+
+    inner_class: ClassVar[type[_HttpTools] | type[_H11]] = _HttpTools
+    mesh: ClassVar[MeshLike | None] = None
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self._config, self._server_state, self._app_state = config, server_state, app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._local = self._remote = Address("", 0)
+        self._hello: bytearray | None = bytearray()  # None once the decision is made
+        self._early: list[bytes] = []  # decrypted in the same tick as the end of the handshake
+        self._eof = False
+        self._lost: tuple[Exception | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._upgrade: asyncio.Task[None] | None = None
+
+    @classmethod
+    def for_mesh(cls, mesh: MeshLike) -> type[MeshHttpToolsProtocol]:
+        """The same protocol bound to one mesh: `uvicorn.Config(app, http=MeshProtocol.for_mesh(mesh))`."""
+        return type(cls.__name__, (cls,), {"mesh": mesh})
+
+    # ------------------------------------------------------------------------------------------- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._server_state.connections.add(cast("Any", self))
+        self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT, self._too_slow)
+        self._local = _address(transport.get_extra_info("sockname"))
+        self._remote = _address(transport.get_extra_info("peername"))
+        self._gate = self._find_gate()
+        if transport.get_extra_info("sslcontext") is not None:
+            log.error("uvicorn was given a certificate of its own (--ssl-*): the mesh cannot verify peers behind it")
+            info = self._info("tls", (), "")
+            self._begin(Connection(info, Peer(tls=True, address=self._remote, local=self._local)))
+
+    def data_received(self, data: bytes) -> None:
+        if self._hello is None:
+            self._early.append(data)
+            return
+        self._hello += data
+        try:
+            self._sniff(self._hello)
+        except _Refused as refused:
+            self._refuse(refused)
+
+    def eof_received(self) -> None:
+        self._eof = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = (exc,)
+        self._forget()
+        if self._upgrade is not None:
+            self._upgrade.cancel()
+
+    def pause_writing(self) -> None:
+        """Nothing is written here."""
+
+    def resume_writing(self) -> None:
+        """Nothing is written here."""
+
+    def shutdown(self) -> None:
+        """uvicorn calls this on every connection when it stops."""
+        self._transport.close()
+
+    # ------------------------------------------------------------------------------------------------- decisions
+
+    def _find_gate(self) -> InboundGate:
+        mesh: MeshLike | None = self.mesh or self._app_state.get(STATE)
+        if mesh is None:
+            from proxyless.runtime.mesh import Mesh
+
+            mesh = Mesh.default()
+            mesh.start()
+        return gate_of(mesh)
+
+    def _sniff(self, data: bytearray) -> None:
+        """Plain text or TLS? Decides as soon as the bytes say so.
+
+        Raises:
+            _Refused: no filter chain takes the connection, or there is no certificate to serve it with.
+        """
+        if data[0] != 0x16:
+            connection = Connection.plaintext(self._local, self._remote)
+            snapshot = self._gate.mesh.snapshot
+            if not self._gate.open and snapshot is not None and connection.chain(snapshot) is None:
+                raise _Refused("plaintext", "plain text where the mesh asks for mutual TLS")
+            self._early.append(bytes(data))
+            self._begin(connection)
+            return
+        try:
+            hello = parse_client_hello(data)
+        except NeedMore:
+            if len(data) > 2 * MAX_HELLO:
+                raise _Refused("malformed", "endless ClientHello") from None
+            return
+        except NotTls as error:
+            raise _Refused("malformed", str(error)) from None
+        info = self._info("tls", hello.alpn, hello.server_name)
+        self._start_tls(info, self._context(info), bytes(data))
+
+    def _info(self, transport: str, alpn: tuple[str, ...], server_name: str) -> ConnectionInfo:
+        return ConnectionInfo(
+            destination=self._local,
+            transport="tls" if transport == "tls" else "raw_buffer",
+            alpn=alpn,
+            server_name=server_name,
+            source=self._remote,
+        )
+
+    def _context(self, info: ConnectionInfo) -> ssl.SSLContext:
+        mesh = self._gate.mesh
+        snapshot = mesh.snapshot
+        if snapshot is None or snapshot.inbound is None:
+            raise _Refused("not_ready", self._gate.reasons())
+        chain = select_chain(snapshot.inbound, info)
+        if chain is None or chain.tls is None:
+            raise _Refused(
+                "no_chain", f"no filter chain for TLS with ALPN {list(info.alpn)!a} on port {self._local.port}"
+            )
+        try:
+            return mesh.contexts.server(_http1(chain.tls))
+        except (NoIdentityError, OSError) as error:
+            raise _Refused("no_identity", str(error)) from error
+
+    # ------------------------------------------------------------------------------------------------- TLS
+
+    def _start_tls(self, info: ConnectionInfo, context: ssl.SSLContext, seen: bytes) -> None:
+        """Upgrade, and hand the bytes already read to the TLS layer.
+
+        The loop runs callbacks in order: the task's first step schedules the TLS protocol's connection_made and
+        resume_reading, and the two hops put `_feed` right behind them, before the next read.
+        """
+        self._hello = None
+        self._transport.pause_reading()
+        self._upgrade = self._loop.create_task(self._handshake(info, context))
+        self._loop.call_soon(self._loop.call_soon, self._feed, seen)
+
+    def _feed(self, data: bytes) -> None:
+        protocol = self._transport.get_protocol()
+        if not isinstance(protocol, asyncio.BufferedProtocol) and not hasattr(protocol, "get_buffer"):
+            return  # the upgrade failed before it began
+        buffered = cast("asyncio.BufferedProtocol", protocol)
+        while data:
+            buffer = memoryview(buffered.get_buffer(len(data)))
+            count = min(len(buffer), len(data))
+            buffer[:count] = data[:count]
+            buffered.buffer_updated(count)
+            data = data[count:]
+
+    async def _handshake(self, info: ConnectionInfo, context: ssl.SSLContext) -> None:
+        try:
+            upgraded = await self._loop.start_tls(
+                self._transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
+            )
+        except PeerVerificationError as error:
+            self._refuse(_Refused("peer", str(error)))
+            return
+        except (OSError, RuntimeError) as error:  # ssl.SSLError, a peer that left, a loop that is closing
+            self._refuse(_Refused("handshake", str(error) or type(error).__name__))
+            return
+        if upgraded is None or self._lost is not None:
+            return
+        self._transport = upgraded
+        verified: Any = upgraded.get_extra_info("ssl_object")
+        peer = Peer(
+            identity=verified.peer_identity,
+            uri_sans=verified.peer_uri_sans,
+            dns_sans=verified.peer_dns_sans,
+            subject="" if verified.peer is None else verified.peer.subject,
+            tls=True,
+            alpn=verified.selected_alpn_protocol() or "",
+            sni=info.server_name,
+            address=self._remote,
+            local=self._local,
+        )
+        self._begin(Connection(info, peer, verified.valid_until, time.time()))
+
+    # ------------------------------------------------------------------------------------------------- hand over
+
+    def _begin(self, connection: Connection) -> None:
+        """Put uvicorn's protocol in our place and give it what arrived meanwhile."""
+        self._hello = None
+        self._forget()
+        connection.gate = self._gate
+        config = copy.copy(self._config)
+        config.loaded_app = cast(
+            "Any", _Judged(cast("Any", config.loaded_app), self._gate, connection, config.root_path)
+        )
+        inner = self.inner_class(config, self._server_state, self._app_state, self._loop)
+        transport = self._transport
+        transport.set_protocol(inner)
+        inner.connection_made(transport)
+        if connection.expires_at != FOREVER:
+            left = max(0.0, connection.expires_at - time.time())
+            inner.expiry = self._loop.call_later(left, _expire, transport)
+        for data in self._early:
+            # Not `inner`: an upgrade to a websocket in an earlier piece has replaced it.
+            cast("asyncio.Protocol", transport.get_protocol()).data_received(data)
+        self._early.clear()
+        if self._lost is not None:
+            inner.connection_lost(self._lost[0])
+        elif self._eof:
+            inner.eof_received()
+
+    def _refuse(self, refused: _Refused) -> None:
+        log.info("connection from %s refused: %s", self._remote, refused)
+        self._gate.telemetry.metrics.add(families.INBOUND_HANDSHAKE_FAILURES, refused.reason)
+        self._forget()
+        self._transport.abort()
+
+    def _too_slow(self) -> None:
+        self._refuse(_Refused("timeout", f"no TLS handshake or request within {HANDSHAKE_TIMEOUT:.0f} s"))
+
+    def _forget(self) -> None:
+        self._server_state.connections.discard(cast("Any", self))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class MeshH11Protocol(MeshHttpToolsProtocol):
+    """The same with h11 as the parser."""
+
+    inner_class = _H11
+
+
+class MeshProtocol(MeshHttpToolsProtocol):
+    """The same with the parser that uvicorn would choose."""
+
+    inner_class = _HttpTools if issubclass(AutoHTTPProtocol, HttpToolsProtocol) else _H11
+
+
+def _expire(transport: asyncio.Transport) -> None:
+    """A certificate of this connection has ended: idle connections close, busy ones after their response (rule M-32)."""
+    cast("Any", transport.get_protocol()).shutdown()
+
+
+@functools.lru_cache(maxsize=64)
+def _http1(tls: DownstreamTls) -> DownstreamTls:
+    """The chain's TLS settings with the one protocol that uvicorn speaks: a sidecar may offer h2 as well."""
+    return replace(tls, alpn=("http/1.1",))
+
+
+def _address(name: object) -> Address:
+    """From `sockname` or `peername`: an address pair, a Unix socket path, or nothing. IPv4 in IPv6 counts as IPv4."""
+    if isinstance(name, tuple):
+        host = str(name[0])
+        return Address(host[7:] if host.startswith("::ffff:") and "." in host else host, int(name[1]))
+    return Address(name if isinstance(name, str) else "", 0)
