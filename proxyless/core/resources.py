@@ -198,7 +198,9 @@ class HashPolicy:
 class RouteAction:
     """Forward. `clusters` has one entry for a plain `cluster`; `total_weight` is their sum.
 
-    `timeout` None: Envoy's default of 15 s; 0: no limit. It spans all attempts.
+    `timeout` None: Envoy's default of 15 s; 0: no limit. It spans all attempts. `max_grpc_timeout`: for gRPC requests the
+    request's `grpc-timeout`, no longer than this (0: whatever it says), takes the place of `timeout`. With
+    `max_stream_duration` (0: no limit) neither counts.
     """
 
     clusters: tuple[WeightedCluster, ...] = ()
@@ -207,6 +209,7 @@ class RouteAction:
     timeout: float | None = None
     idle_timeout: float | None = None
     max_stream_duration: float | None = None
+    max_grpc_timeout: float | None = None
     retry: RetryPolicy | None = None
     prefix_rewrite: str = ""
     regex_rewrite: tuple[str, str] | None = None
@@ -462,6 +465,7 @@ class HttpConnectionManager:
     paths: PathNormalization = PathNormalization()
     use_remote_address: bool = False
     xff_num_trusted_hops: int = 0
+    memo: list[object] = field(default_factory=list, compare=False, repr=False)  # compiled routes, made on first use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
