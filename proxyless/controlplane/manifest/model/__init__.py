@@ -24,6 +24,7 @@ from .common import (
 )
 from .destination import *  # noqa: F403 - a package of names; each module has its __all__
 from .destination import DestinationRule
+from .envoy import *  # noqa: F403 - as above
 from .envoy import EnvoyOnly
 from .proxies import *  # noqa: F403 - as above
 from .proxies import Gateway, Sidecar
