@@ -134,11 +134,10 @@ def _admit_raw(proxy: HttpConnectionManager | TcpProxy | None, request: Request,
 
 def _route(manager: HttpConnectionManager, request: Request, table: RouteTable | None, rng: Rng) -> Route | None:
     if manager.routes is not None:
-        memo = manager.memo
-        if not memo:
-            memo.append(RouteTable(manager.routes))
-        compiled = memo[0]
-        assert isinstance(compiled, RouteTable)
+        compiled = manager.memo[0] if manager.memo else None
+        if not isinstance(compiled, RouteTable):
+            compiled = RouteTable(manager.routes)
+            manager.memo[:] = [compiled]
         table = compiled
     decision = None if table is None else select_route(table, request, rng)
     return None if decision is None else decision.route

@@ -10,6 +10,7 @@ Constructors raise ValueError, with the reason, for what cannot be compiled. Tex
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -179,60 +180,68 @@ class QueryMatcher:
 
 # ----------------------------------------------------------------------------------------------------------------- paths
 
-_SEGMENT = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=*]"  # RFC 3986 pchar, as Envoy's uri_template
-_VARIABLE_NAME_MAX = 16
+_PCHAR = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=*]"  # RFC 3986, as Envoy's uri_template; no back slash
+_REST = _PCHAR[:-1] + "/]*"
+_LITERAL = re.compile(r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]*\Z")
+_SEGMENT = re.compile(
+    r"(?P<operator>\*\*?)\Z|(?:\{(?P<name>[^{}=]*)(?P<equals>=)?(?P<pattern>[^{}]*)\})?(?P<literal>[^{}]*)\Z"
+)
+_BETWEEN_SEGMENTS = re.compile(r"/(?![^{}]*\})")
+_VARIABLE_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,15}\Z")
 _VARIABLES_MAX = 5
 
 
 def template_regex(template: str) -> str:
-    """RE2 pattern of a URI template (Envoy path.match.uri_template; `*`, `**`, `{name}`, `{name=*}`, `{name=**}`).
+    """RE2 pattern of a URI template (Envoy path.match.uri_template): segments that are literal, `*`, `**`, `{name}` or
+    `{name=pattern}` with a pattern of such segments.
 
-    Raises ValueError for what Envoy refuses: an operator after `**`, an empty segment, a name that is reused, longer than 16
-    characters or no identifier, more than five variables.
+    Raises ValueError for what Envoy refuses: an operator after `**`, an empty segment, a variable name that is reused or no
+    identifier of at most 16 characters, more than five variables.
     """
     if not template.startswith("/"):
         raise ValueError("a path template starts with /")
+    segments = _BETWEEN_SEGMENTS.split(template[1:])
+    if "" in segments[:-1]:
+        raise ValueError("a path template has no empty segments")
     parts: list[str] = []
     names: list[str] = []
-    last = False
-    segments = template[1:].split("/")
-    for position, segment in enumerate(segments):
-        if not segment and position < len(segments) - 1:
-            raise ValueError("a path template has no empty segments")
-        piece, is_rest = _template_segment(segment, names)
-        if last and piece != _literal(segment):
-            raise ValueError("no operator may follow **")
-        last = last or is_rest
-        parts.append(piece)
+    for segment in segments:
+        found = _SEGMENT.match(segment)
+        if found is None:
+            raise ValueError(f"segment {segment!r} is no literal, *, **, {{name}} or {{name=pattern}}")
+        if found["operator"]:
+            parts.append(_operator(segment, parts))
+        elif found["name"] is None:
+            parts.append(_literal(segment))
+        else:
+            parts.append(_variable(found, names, parts) + _literal(found["literal"]))
     return "/" + "/".join(parts)
 
 
-def _literal(text: str) -> str:
-    return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in text)
-
-
-def _template_segment(segment: str, names: list[str]) -> tuple[str, bool]:
-    if segment == "*":
-        return f"{_SEGMENT}+", False
-    if segment == "**":
-        return _SEGMENT[:-1] + "/]*", True
-    if not segment.startswith("{"):
-        for char in segment:
-            if char in "{}*" or not (char.isascii() and (char.isalnum() or char in "-._~%!$&'()+,;:@=")):
-                raise ValueError(f"character {char!r} is not allowed in a literal of a path template")
-        return _literal(segment), False
-    body, brace, tail = segment[1:].partition("}")
-    name, equals, pattern = body.partition("=")
-    if not brace or (equals and pattern not in ("*", "**")):
-        raise ValueError(f"variable {segment!r} of a path template must read {{name}}, {{name=*}} or {{name=**}}")
-    if not (name.isascii() and name.isidentifier() and not name.startswith("_")) or len(name) > _VARIABLE_NAME_MAX:
-        raise ValueError(f"variable name {name!r} of a path template: a letter, then letters, digits and _, 16 at most")
+def _variable(found: re.Match[str], names: list[str], before: Sequence[str]) -> str:
+    name = found["name"]
+    if not _VARIABLE_NAME.match(name):
+        raise ValueError(f"variable name {name!r}: a letter, then letters, digits and _, 16 at most")
     if name in names or len(names) == _VARIABLES_MAX:
-        raise ValueError("variables of a path template are unique, and five at most")
+        raise ValueError(f"variables of a path template are unique, and {_VARIABLES_MAX} at most")
     names.append(name)
-    inner, is_rest = _template_segment(pattern or "*", names)
-    rest, _ = _template_segment(tail, names) if tail else ("", False)
-    return f"(?P<{name}>{inner}){rest}", is_rest
+    inner: list[str] = []
+    for piece in (found["pattern"] if found["equals"] else "*").split("/"):
+        is_operator = piece in ("*", "**")
+        inner.append(_operator(piece, (*before, *inner)) if is_operator else _literal(piece, empty=False))
+    return f"(?P<{name}>{'/'.join(inner)})"
+
+
+def _operator(text: str, before: Sequence[str]) -> str:
+    if any(_REST in part for part in before):
+        raise ValueError("no operator may follow ** in a path template")
+    return _REST if text == "**" else f"{_PCHAR}+"
+
+
+def _literal(text: str, *, empty: bool = True) -> str:
+    if not _LITERAL.match(text) or not (text or empty):
+        raise ValueError(f"{text!r} is no literal of a path template")
+    return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in text)
 
 
 @dataclass(frozen=True, slots=True)

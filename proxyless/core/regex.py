@@ -34,7 +34,7 @@ _POSIX = {
 }
 _SPACE = r"\t\n\f\r\ "  # RE2 \s has no vertical tab
 _SIMPLE_ESCAPES = frozenset("afnrtv")
-_REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
+_REPEAT = re.compile(r"\{[0-9]+(?:,[0-9]*)?\}")
 _GROUP = re.compile(r"\(\?(?:P?<(?P<name>[A-Za-z_][A-Za-z0-9_]*)>|(?P<flags>[imsU]*(?:-[imsU]+)?)(?P<end>[:)]))")
 
 
@@ -117,14 +117,17 @@ class _Translator:
             raise self._error(f"repetition operator {char!r} has nothing to repeat, or follows another one")
         text = char
         if char == "{":
-            found = _REPEAT.match(self.pattern, self.at)
-            assert found is not None
-            low, high = int(found[1]), int(found[2]) if found[2] else None
-            if low > _MAX_REPEAT or (high is not None and (high > _MAX_REPEAT or high < low)):
-                raise self._error("invalid repetition size")
-            text = found[0]
+            text = self._counted()
         lazy = self.pattern[self.at + len(text) : self.at + len(text) + 1] == "?"
         self._emit(text + ("?" if lazy else ""), len(text) + lazy, repeatable=False)
+
+    def _counted(self) -> str:
+        """The ``{n}``, ``{n,}`` or ``{n,m}`` here."""
+        text = self.pattern[self.at : self.pattern.index("}", self.at) + 1]
+        numbers = [int(part) for part in text[1:-1].split(",") if part]
+        if max(numbers) > _MAX_REPEAT or numbers != sorted(numbers):
+            raise self._error("invalid repetition size")
+        return text
 
     def _alternative(self) -> None:
         """`a(?i)b|c`: the flag holds for `c` too, so its groups are closed before the bar and opened again after it."""

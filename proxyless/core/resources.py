@@ -29,11 +29,11 @@ __all__ = [
     "HeaderMutations",
     "Health",
     "HttpConnectionManager",
+    "LbEndpoint",
     "LbPolicy",
     "Listener",
     "LoadAssignment",
     "LocalityEndpoints",
-    "LbEndpoint",
     "OutlierDetection",
     "PathNormalization",
     "Redirect",
@@ -198,9 +198,8 @@ class HashPolicy:
 class RouteAction:
     """Forward. `clusters` has one entry for a plain `cluster`; `total_weight` is their sum.
 
-    `timeout` None: Envoy's default of 15 s; 0: no limit. It spans all attempts. `max_grpc_timeout`: for gRPC requests the
-    request's `grpc-timeout`, no longer than this (0: whatever it says), takes the place of `timeout`. With
-    `max_stream_duration` (0: no limit) neither counts.
+    `timeout` None: Envoy's default of 15 s; 0: no limit. It spans all attempts. With `max_stream_duration` (0: no
+    limit) it does not count.
     """
 
     clusters: tuple[WeightedCluster, ...] = ()
@@ -209,7 +208,6 @@ class RouteAction:
     timeout: float | None = None
     idle_timeout: float | None = None
     max_stream_duration: float | None = None
-    max_grpc_timeout: float | None = None
     retry: RetryPolicy | None = None
     prefix_rewrite: str = ""
     regex_rewrite: tuple[str, str] | None = None
