@@ -61,4 +61,4 @@ def expand(host: str, namespace: str, domain: str = "cluster.local") -> str:
     host = host.lower()
     if not host or "." in host or is_wildcard(host) or ":" in host:
         return host
-    return f"{host}.{namespace}.svc.{domain}"
+    return f"{host}.{namespace}.svc.{domain}" if namespace else f"{host}.svc.{domain}"
