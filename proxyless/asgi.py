@@ -22,7 +22,8 @@ from urllib.parse import quote, unquote
 
 from proxyless.core.request import Address, Peer, Request
 from proxyless.errors import ConfigError, ProxylessError
-from proxyless.runtime.inbound import Connection, InboundExchange, InboundGate, MeshLike, gate_of
+from proxyless.runtime.exchange import InboundExchange
+from proxyless.runtime.inbound import Connection, InboundGate, MeshLike, default_mesh, gate_of, reading, serve_with
 
 __all__ = ["MeshMiddleware", "mesh_peer", "serve"]
 
@@ -85,6 +86,8 @@ class MeshMiddleware:
             raise ValueError("start_wait is a number of seconds, 0 or more")
         self.app = app
         self._mesh = mesh
+        if mesh is not None:
+            serve_with(mesh)
         self._start_wait = start_wait
         self._gate: InboundGate | None = None
         self._anonymous: dict[tuple[object, object], Connection] = {}
@@ -109,11 +112,7 @@ class MeshMiddleware:
         await serve(gate, connection, self.app, scope, receive, send)
 
     def _start(self) -> InboundGate:
-        mesh = self._mesh
-        if mesh is None:
-            from proxyless.runtime.mesh import Mesh
-
-            mesh = Mesh.default()
+        mesh = default_mesh() if self._mesh is None else self._mesh
         mesh.start()
         self._gate = gate = gate_of(mesh)
         return gate
@@ -225,7 +224,8 @@ async def serve(
         destination=connection.info.destination,
         sni=connection.info.server_name,
     )
-    exchange = gate.begin(connection, request, scope.get("http_version", "1.1"), problem, views)
+    others = [reading(request, view) for view in views]
+    exchange = gate.begin(connection, request, scope.get("http_version", "1.1"), problem, others)
     admission = exchange.admission
     if not admission.allowed:
         await _refuse(exchange, scope, receive, send)

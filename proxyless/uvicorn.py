@@ -3,18 +3,14 @@
 The outer protocol looks at the first bytes of a connection, chooses the filter chain of the mesh's configuration of that moment,
 upgrades to TLS with our certificate of that moment, and only then puts uvicorn's own protocol in its place. uvicorn itself is
 not patched. The peer is verified inside the handshake (`identity.tls`), so no HTTP byte of a refused peer is ever parsed.
-
-`run` is what `proxyless run module:app` does; it lives in `proxyless.runtime.serving` terms of this module.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import functools
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -22,12 +18,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxyless.asgi import STATE, ASGIApp, Receive, Scope, Send, serve
-from proxyless.core.inbound import ConnectionInfo, select_chain
+from proxyless.core.inbound import ConnectionInfo
 from proxyless.core.request import Address, Peer
-from proxyless.errors import NoIdentityError, PeerVerificationError
-from proxyless.runtime.hello import MAX_HELLO, NeedMore, NotTls, parse_client_hello
-from proxyless.runtime.inbound import FOREVER, Connection, InboundGate, MeshLike, gate_of
-from proxyless.telemetry import families
+from proxyless.errors import PeerVerificationError
+from proxyless.runtime.accept import (
+    HANDSHAKE_TIMEOUT,
+    RefusedConnection,
+    address_of,
+    client_hello,
+    plaintext,
+    report,
+    tls_context,
+    verified,
+)
+from proxyless.runtime.hello import HANDSHAKE_RECORD
+from proxyless.runtime.inbound import FOREVER, Connection, InboundGate, MeshLike, gate_of, serving_mesh
 
 if TYPE_CHECKING:
     import ssl
@@ -35,22 +40,11 @@ if TYPE_CHECKING:
     from uvicorn import Config
     from uvicorn.server import ServerState
 
-    from proxyless.core.resources import DownstreamTls
-
 __all__ = ["MeshH11Protocol", "MeshHttpToolsProtocol", "MeshProtocol"]
 
 log = logging.getLogger("proxyless.uvicorn")
 
-HANDSHAKE_TIMEOUT = 10.0  # from accept to the end of the handshake; Envoy waits 15 s for listener filters alone
-SHUTDOWN_TIMEOUT = 1.0  # an idle keep-alive client must not hold back a shutdown for asyncio's 30 s
-
-
-class _Refused(Exception):
-    """This connection is closed before any request. The text is for the log, `reason` for the metric."""
-
-    def __init__(self, reason: str, text: str) -> None:
-        self.reason = reason
-        super().__init__(text)
+SHUTDOWN_TIMEOUT = 1.0  # seconds; an idle keep-alive client must not hold back a shutdown for asyncio's 30 s
 
 
 class _Judged:
@@ -126,12 +120,14 @@ class MeshHttpToolsProtocol(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._server_state.connections.add(cast("Any", self))
         self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT, self._too_slow)
-        self._local = _address(transport.get_extra_info("sockname"))
-        self._remote = _address(transport.get_extra_info("peername"))
+        self._local = address_of(transport.get_extra_info("sockname"))
+        self._remote = address_of(transport.get_extra_info("peername"))
         self._gate = self._find_gate()
         if transport.get_extra_info("sslcontext") is not None:
             log.error("uvicorn was given a certificate of its own (--ssl-*): the mesh cannot verify peers behind it")
-            info = self._info("tls", (), "")
+            info = ConnectionInfo(
+                destination=self._local, transport="tls", alpn=(), server_name="", source=self._remote
+            )
             self._begin(Connection(info, Peer(tls=True, address=self._remote, local=self._local)))
 
     def data_received(self, data: bytes) -> None:
@@ -141,7 +137,7 @@ class MeshHttpToolsProtocol(asyncio.Protocol):
         self._hello += data
         try:
             self._sniff(self._hello)
-        except _Refused as refused:
+        except RefusedConnection as refused:
             self._refuse(refused)
 
     def eof_received(self) -> None:
@@ -168,60 +164,26 @@ class MeshHttpToolsProtocol(asyncio.Protocol):
     def _find_gate(self) -> InboundGate:
         mesh: MeshLike | None = self.mesh or self._app_state.get(STATE)
         if mesh is None:
-            from proxyless.runtime.mesh import Mesh
-
-            mesh = Mesh.default()
+            mesh = serving_mesh()
             mesh.start()
+        mesh.listening_on(self._local.port)
         return gate_of(mesh)
 
     def _sniff(self, data: bytearray) -> None:
         """Plain text or TLS? Decides as soon as the bytes say so.
 
         Raises:
-            _Refused: no filter chain takes the connection, or there is no certificate to serve it with.
+            RefusedConnection: no filter chain takes the connection, or there is no certificate to serve it with.
         """
-        if data[0] != 0x16:
-            connection = Connection.plaintext(self._local, self._remote)
-            snapshot = self._gate.mesh.snapshot
-            if not self._gate.open and snapshot is not None and connection.chain(snapshot) is None:
-                raise _Refused("plaintext", "plain text where the mesh asks for mutual TLS")
+        if data[0] != HANDSHAKE_RECORD:
+            connection = plaintext(self._gate, self._local, self._remote)
             self._early.append(bytes(data))
             self._begin(connection)
             return
-        try:
-            hello = parse_client_hello(data)
-        except NeedMore:
-            if len(data) > 2 * MAX_HELLO:
-                raise _Refused("malformed", "endless ClientHello") from None
-            return
-        except NotTls as error:
-            raise _Refused("malformed", str(error)) from None
-        info = self._info("tls", hello.alpn, hello.server_name)
-        self._start_tls(info, self._context(info), bytes(data))
-
-    def _info(self, transport: str, alpn: tuple[str, ...], server_name: str) -> ConnectionInfo:
-        return ConnectionInfo(
-            destination=self._local,
-            transport="tls" if transport == "tls" else "raw_buffer",
-            alpn=alpn,
-            server_name=server_name,
-            source=self._remote,
-        )
-
-    def _context(self, info: ConnectionInfo) -> ssl.SSLContext:
-        mesh = self._gate.mesh
-        snapshot = mesh.snapshot
-        if snapshot is None or snapshot.inbound is None:
-            raise _Refused("not_ready", self._gate.reasons())
-        chain = select_chain(snapshot.inbound, info)
-        if chain is None or chain.tls is None:
-            raise _Refused(
-                "no_chain", f"no filter chain for TLS with ALPN {list(info.alpn)!a} on port {self._local.port}"
-            )
-        try:
-            return mesh.contexts.server(_http1(chain.tls))
-        except (NoIdentityError, OSError) as error:
-            raise _Refused("no_identity", str(error)) from error
+        hello = client_hello(data)
+        if hello is not None:
+            info, context = tls_context(self._gate, hello, self._local, self._remote)
+            self._start_tls(info, context, bytes(data))
 
     # ------------------------------------------------------------------------------------------------- TLS
 
@@ -259,27 +221,15 @@ class MeshHttpToolsProtocol(asyncio.Protocol):
                 ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
             )
         except PeerVerificationError as error:
-            self._refuse(_Refused("peer", str(error)))
+            self._refuse(RefusedConnection("peer", str(error)))
             return
         except (OSError, RuntimeError) as error:  # ssl.SSLError, a peer that left, a loop that is closing
-            self._refuse(_Refused("handshake", str(error) or type(error).__name__))
+            self._refuse(RefusedConnection("handshake", str(error) or type(error).__name__))
             return
         if upgraded is None or self._lost is not None:
             return
         self._transport = upgraded
-        verified: Any = upgraded.get_extra_info("ssl_object")
-        peer = Peer(
-            identity=verified.peer_identity,
-            uri_sans=verified.peer_uri_sans,
-            dns_sans=verified.peer_dns_sans,
-            subject="" if verified.peer is None else verified.peer.subject,
-            tls=True,
-            alpn=verified.selected_alpn_protocol() or "",
-            sni=info.server_name,
-            address=self._remote,
-            local=self._local,
-        )
-        self._begin(Connection(info, peer, verified.valid_until, time.time()))
+        self._begin(verified(info, upgraded.get_extra_info("ssl_object")))
 
     # ------------------------------------------------------------------------------------------------- hand over
 
@@ -308,14 +258,13 @@ class MeshHttpToolsProtocol(asyncio.Protocol):
         elif self._eof:
             inner.eof_received()
 
-    def _refuse(self, refused: _Refused) -> None:
-        log.info("connection from %s refused: %s", self._remote, refused)
-        self._gate.telemetry.metrics.add(families.INBOUND_HANDSHAKE_FAILURES, refused.reason)
+    def _refuse(self, refused: RefusedConnection) -> None:
+        report(self._gate, self._remote, refused)
         self._forget()
         self._transport.abort()
 
     def _too_slow(self) -> None:
-        self._refuse(_Refused("timeout", f"no TLS handshake or request within {HANDSHAKE_TIMEOUT:.0f} s"))
+        self._refuse(RefusedConnection("timeout", f"no TLS handshake or request within {HANDSHAKE_TIMEOUT:.0f} s"))
 
     def _forget(self) -> None:
         self._server_state.connections.discard(cast("Any", self))
@@ -339,17 +288,3 @@ class MeshProtocol(MeshHttpToolsProtocol):
 def _expire(transport: asyncio.Transport) -> None:
     """A certificate of this connection has ended: idle connections close, busy ones after their response (rule M-32)."""
     cast("Any", transport.get_protocol()).shutdown()
-
-
-@functools.lru_cache(maxsize=64)
-def _http1(tls: DownstreamTls) -> DownstreamTls:
-    """The chain's TLS settings with the one protocol that uvicorn speaks: a sidecar may offer h2 as well."""
-    return replace(tls, alpn=("http/1.1",))
-
-
-def _address(name: object) -> Address:
-    """From `sockname` or `peername`: an address pair, a Unix socket path, or nothing. IPv4 in IPv6 counts as IPv4."""
-    if isinstance(name, tuple):
-        host = str(name[0])
-        return Address(host[7:] if host.startswith("::ffff:") and "." in host else host, int(name[1]))
-    return Address(name if isinstance(name, str) else "", 0)

@@ -86,6 +86,14 @@ class InboundExchange:
             )
         if not admission.allowed:
             self._refused(admission)
+        for verdict in admission.shadow:
+            if not verdict.allowed:
+                log.info("dry run would deny %s policy=%s (%s)", ascii(request.path), verdict.policy, verdict.prefix)
+
+    def refuse(self, admission: Admission) -> None:
+        """The adapter found a reason of its own to refuse an admitted request, before the application ran."""
+        self.admission = admission
+        self._refused(admission)
 
     def started(self, status: int, headers: Iterable[RawHeader]) -> list[RawHeader] | None:
         """The response starts. Returns the headers to send instead when the connection must end after it, else None."""
@@ -117,7 +125,9 @@ class InboundExchange:
     def refusal_headers(self) -> list[RawHeader]:
         """Headers of a refusal. What cannot be served on this connection at all closes it."""
         admission = self.admission
-        headers = [(b"content-length", b"%d" % len(admission.body)), (b"content-type", b"text/plain")]
+        headers = [(b"content-length", b"%d" % len(admission.body)), *admission.headers]
+        if admission.body:
+            headers.append((b"content-type", b"text/plain"))
         if admission.details == "filter_chain_not_found" or admission.status == 400:
             headers.append((b"connection", b"close"))
         return headers
@@ -132,9 +142,11 @@ class InboundExchange:
     def _refused(self, admission: Admission) -> None:
         self.status, self.sent, self.complete = admission.status, len(admission.body), True
         self._flags, self._details = admission.flag, admission.details
-        reason = "malformed" if admission.status == 400 else _REASONS.get(admission.details, "policy")
-        self._telemetry.metrics.add(families.INBOUND_DENIED, reason)
-        if reason == "policy":
+        policy = admission.details.startswith("rbac_access_denied")
+        reason = "policy" if policy else "malformed" if admission.status == 400 else _REASONS.get(admission.details)
+        if reason is not None:  # a redirect or a missing route is an answer, no refusal
+            self._telemetry.metrics.add(families.INBOUND_DENIED, reason)
+        if policy:
             request, peer = self.request, self.connection.peer
             log.info(
                 "denied %s %s peer=%s policy=%s details=%s",

@@ -10,12 +10,12 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from proxyless.core.inbound import Admission, ConnectionInfo, admit, select_chain
 from proxyless.core.paths import normalize_path
-from proxyless.core.request import Address, Peer, Request
+from proxyless.core.request import Address, Peer, RawHeaders, Request
 from proxyless.core.resources import EscapedSlashes, HttpConnectionManager, PathNormalization, TlsMaterial
 from proxyless.runtime.exchange import InboundExchange
 from proxyless.telemetry import families
@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from proxyless.telemetry.recorder import Telemetry
     from proxyless.xds.client import XdsClient
 
-__all__ = ["Connection", "InboundExchange", "InboundGate", "MeshLike", "gate_of"]
+__all__ = [
+    "Connection",
+    "InboundExchange",
+    "InboundGate",
+    "MeshLike",
+    "default_mesh",
+    "gate_of",
+    "reading",
+    "refusal",
+    "serve_with",
+    "serving_mesh",
+]
 
 log = logging.getLogger("proxyless.inbound")
 
@@ -69,6 +80,7 @@ class MeshLike(Protocol):
     def close(self) -> None: ...
     def drain(self) -> None: ...
     def listening_on(self, port: int) -> None: ...
+    def wait_configured(self, timeout: float) -> bool: ...
     async def await_configured(self, timeout: float) -> bool: ...
 
 
@@ -141,23 +153,24 @@ class InboundGate:
         request: Request,
         http_version: str,
         problem: str = "",
-        views: tuple[str, ...] = (),
+        others: Sequence[Request] = (),
     ) -> InboundExchange:
         """Judge a request and start recording it. Never raises.
 
         Args:
             problem: what the adapter found malformed, as response code details; empty: nothing.
-            views: other readings of the path, escaped, that must be admitted too.
+            others: the same request as somebody behind us might read it (another path, fewer headers): each must be admitted.
         """
-        admission = (
-            _refused(request, 400, problem) if problem and not self.open else self.admit(connection, request, views)
-        )
+        if problem and not self.open:
+            admission = refusal(request, 400, problem)
+        else:
+            admission = self.admit(connection, request, others)
         return InboundExchange(self.telemetry, connection, request, admission, http_version)
 
-    def admit(self, connection: Connection, request: Request, views: Iterable[str] = ()) -> Admission:
+    def admit(self, connection: Connection, request: Request, others: Sequence[Request] = ()) -> Admission:
         """Decide about one request. Never raises."""
         if self.open:
-            return _passed(request)
+            return Admission(True, 200, b"", "-", "", "", request)
         mesh = self.mesh
         snapshot = mesh.snapshot
         if snapshot is None:
@@ -167,26 +180,28 @@ class InboundGate:
             return self._unready(request)
         problem = _malformed(request)
         if problem:
-            return _refused(request, 400, problem)
+            return refusal(request, 400, problem)
         try:
-            return self._evaluate(connection, snapshot, request, views)
+            return self._evaluate(connection, snapshot, request, others)
         except Exception:  # whatever it was, a request is never let through by a fault of ours
             log.exception("policy could not be evaluated; the request is refused")
-            return _refused(request, 503, "policy_evaluation_failed")
+            return refusal(request, 503, "policy_evaluation_failed")
 
     def _evaluate(
-        self, connection: Connection, snapshot: Snapshot, request: Request, views: Iterable[str]
+        self, connection: Connection, snapshot: Snapshot, request: Request, others: Sequence[Request]
     ) -> Admission:
         chain = connection.chain(snapshot)
         if chain is None or chain.filter is None:
-            return _refused(request, 403, "filter_chain_not_found")
-        admission = admit(chain, request, connection.peer)
-        if not admission.allowed or not isinstance(chain.filter, HttpConnectionManager):
+            return refusal(request, 403, "filter_chain_not_found")
+        manager = chain.filter
+        http = isinstance(manager, HttpConnectionManager)
+        table = snapshot.tables.get(manager.rds) if isinstance(manager, HttpConnectionManager) and manager.rds else None
+        admission = admit(chain, request, connection.peer, table=table)
+        if not admission.allowed or not http:
             return admission
-        widest = _widest(admission.request.path)
-        for view in views if widest is None else (*views, widest):
-            # A path that may be read in several ways must be admitted in each of them.
-            other = admit(chain, _with_path(admission.request, view), connection.peer)
+        for reading in _readings(admission.request, others):
+            # What may be read in several ways must be admitted in each of them.
+            other = admit(chain, reading, connection.peer, table=table)
             if not other.allowed:
                 return other
         return admission
@@ -200,7 +215,7 @@ class InboundGate:
         if reasons != self._said:  # once for each reason, not for each request
             self._said = reasons
             log.warning("inbound requests are refused with 503: %s", reasons)
-        return _refused(request, 503, "mesh_not_ready")
+        return refusal(request, 503, "mesh_not_ready")
 
 
 def _wants_identity(chain: FilterChain) -> bool:
@@ -220,6 +235,18 @@ def _malformed(request: Request) -> str:
     return ""
 
 
+def _readings(request: Request, others: Sequence[Request]) -> Iterator[Request]:
+    """Every other way in which this request might be read."""
+    widest = _widest(request.path)
+    if widest is not None:
+        yield reading(request, widest)
+    for other in others:
+        yield other
+        widest = _widest(other.path)
+        if widest is not None:
+            yield reading(other, widest)
+
+
 def _widest(path: str) -> str | None:
     """The widest reading of `path` when it differs, else None."""
     if "%" not in path and "//" not in path and "/." not in path and "\\" not in path:
@@ -228,11 +255,12 @@ def _widest(path: str) -> str | None:
     return None if widest.path == path else widest.path
 
 
-def _with_path(request: Request, path: str) -> Request:
+def reading(request: Request, path: str, headers: RawHeaders | None = None) -> Request:
+    """The same request with another path, or with other headers."""
     return Request(
         request.method,
         path,
-        request.headers,
+        request.headers if headers is None else headers,
         authority=request.authority,
         scheme=request.scheme,
         query=request.query,
@@ -241,13 +269,13 @@ def _with_path(request: Request, path: str) -> Request:
     )
 
 
-def _passed(request: Request) -> Admission:
-    return Admission(True, 200, b"", "-", "", "", request)
-
-
-def _refused(request: Request, status: int, details: str) -> Admission:
-    body = b"RBAC: access denied" if status == 403 else b"service is not ready"
+def refusal(request: Request, status: int, details: str) -> Admission:
+    """A refusal of ours, with nothing of its reason in the body."""
+    body = _BODIES.get(status, b"service is not ready")
     return Admission(False, status, body, "-", details, "", request)
+
+
+_BODIES = {400: b"bad request", 403: b"RBAC: access denied"}
 
 
 # By id of the mesh: a gate holds its mesh, so an id in use is never another's.
@@ -260,6 +288,27 @@ def gate_of(mesh: MeshLike) -> InboundGate:
     if gate is None:
         gate = _GATES[id(mesh)] = InboundGate(mesh)
     return gate
+
+
+_serving: MeshLike | None = None
+
+
+def serve_with(mesh: MeshLike) -> None:
+    """Name the mesh of this process's application, for a server that accepts before the application says so."""
+    global _serving
+    _serving = mesh
+
+
+def serving_mesh() -> MeshLike:
+    """The mesh an application was given explicitly, else the one of this process."""
+    return default_mesh() if _serving is None else _serving
+
+
+def default_mesh() -> MeshLike:
+    """`Mesh.default()`, loaded when it is first asked for."""
+    from proxyless.runtime.mesh import Mesh
+
+    return Mesh.default()
 
 
 def _after_fork() -> None:
