@@ -213,7 +213,7 @@ class StreamDriver:
     def _failed(self, state: Any) -> None:
         error = str(state.outcome.exception())
         self._set_status(False, error, state.attempt_number)
-        log.warning("%s: %s; next attempt in %.1f s", self._what, error, state.next_action.sleep)
+        log.warning("%s: %s: %s; next attempt in %.1f s", self._what, self._target, error, state.next_action.sleep)
 
     def _set_status(self, connected: bool, error: str, failures: int = 0) -> None:
         since = self.status.since if self.status.connected == connected else time.time()
@@ -242,7 +242,7 @@ class StreamDriver:
         short = time.monotonic() - opened_at < SHORT_STREAM
         hurried, self._was_short = short and self._was_short, short
         if not answered or hurried:
-            raise ControlPlaneUnavailableError(f"{self._target}: {error}")
+            raise ControlPlaneUnavailableError(error)
         self._set_status(False, error)
         log.warning("%s: %s: %s; connecting again", self._what, self._target, error)
 
@@ -277,7 +277,7 @@ class StreamDriver:
         try:
             return open_channel(self._target, self._credentials)
         except ProxylessError as error:
-            raise ControlPlaneUnavailableError(f"{self._target}: {error}") from error
+            raise ControlPlaneUnavailableError(str(error)) from error
 
     def _take_in(self, raw: bytes, outbox: _Outbox) -> None:
         try:
@@ -288,11 +288,11 @@ class StreamDriver:
         except Exception as error:
             if not isinstance(error, ProxylessError):
                 log.exception("%s: a message from %s could not be handled", self._what, self._target)
-            raise ControlPlaneUnavailableError(f"{self._target}: {error}") from error
+            raise ControlPlaneUnavailableError(str(error)) from error
         for message in answers:
             outbox.put(message)
         if outbox.overflow:
-            raise ControlPlaneUnavailableError(f"{self._target}: {outbox.overflow}")
+            raise ControlPlaneUnavailableError(outbox.overflow)
         outbox.wake()
 
     def _due(self) -> float | None:
@@ -355,5 +355,6 @@ class _Outbox:
 
 
 def _describe(error: Any) -> str:
-    """``UNAVAILABLE: failed to connect``, in at most 500 characters."""
-    return f"{error.code().name}: {error.details() or ''}"[:500]
+    """``UNAVAILABLE: connection refused``, in at most 500 characters."""
+    details = str(error.details() or "").rpartition("last error: ")[2]
+    return f"{error.code().name}: {details}"[:500]
