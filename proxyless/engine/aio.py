@@ -65,14 +65,11 @@ class AsyncEngine:
         self._guard: AsyncGenerator[None, None] | None = None
         self.closed = False
 
-    async def exchange(
-        self, attempt: Attempt, body: AsyncBody = b"", timeouts: Timeouts = UNLIMITED, server_name: str = ""
-    ) -> AsyncExchange:
+    async def exchange(self, attempt: Attempt, body: AsyncBody = b"", timeouts: Timeouts = UNLIMITED) -> AsyncExchange:
         """Do one attempt: -> as soon as the head of the answer is there. Never repeats anything.
 
         Args:
             body: bytes, or a stream that is sent in chunks unless the headers declare a length.
-            server_name: name to verify when `attempt.app_tls`.
 
         Raises:
             EngineError: with the evidence for the retry loop. Kind ``request``: nothing was sent, the caller is wrong.
@@ -84,7 +81,9 @@ class AsyncEngine:
         head = request_head(attempt.method, attempt.target, attempt.authority, attempt.headers, length)
         registry = self._registry
         while True:
-            pool = registry.find(attempt, server_name)
+            pool = registry.find(attempt)
+            if attempt.fresh:
+                pool.drain()
             connection = pool.checkout(self._clock(), self._wall())
             if registry.doomed:
                 self._close_doomed()

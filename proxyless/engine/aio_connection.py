@@ -79,6 +79,7 @@ class AsyncConnection(asyncio.Protocol):
         "gone",
         "number",
         "opened_at",
+        "peer",
         "pool",
         "response",
         "uses",
@@ -100,6 +101,7 @@ class AsyncConnection(asyncio.Protocol):
         self.uses = self.number = 0
         self.opened_at, self.expires_at = clock(), inf
         self.valid_until: float | None = None
+        self.peer = ""
         self.error: BaseException | None = None
         self._lost: Exception | None = None
         self._timeouts = UNLIMITED
@@ -117,7 +119,9 @@ class AsyncConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         ssl_object = transport.get_extra_info("ssl_object")
-        self.valid_until = getattr(ssl_object, "valid_until", None)
+        if ssl_object is not None:
+            self.valid_until = getattr(ssl_object, "valid_until", None)
+            self.peer = str(getattr(ssl_object, "peer_identity", None) or "")
         self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -198,8 +202,10 @@ class AsyncConnection(asyncio.Protocol):
         if deadline is not None or timeouts.read is not None:
             self._arm()
         try:
-            if self.closed:  # between its return from the pool and now, for example because our certificate was refused
+            if self.closed:  # between the end of its handshake and now, for example because our certificate was refused
                 self._ended()
+                if isinstance(self.error, EngineError):
+                    self.error.request_sent = False
             elif type(body) is bytes and not head.expect:
                 self._write(head.data, body)
             else:
@@ -444,14 +450,15 @@ class AsyncExchange:
     Attributes:
         body: all of it, when it had arrived with the head; else None: iterate, and call `close` in the end.
         reused: the connection had served a request before.
+        peer: verified SPIFFE ID of the endpoint; empty without mutual TLS.
     """
 
-    __slots__ = ("_connection", "_number", "body", "headers", "reused", "status", "trailers")
+    __slots__ = ("_connection", "_number", "body", "headers", "peer", "reused", "status", "trailers")
 
     def __init__(self, connection: AsyncConnection) -> None:
         response = connection.response
         self.status, self.headers, self.trailers = response.status, response.headers, response.trailers
-        self.reused = connection.uses > 1
+        self.reused, self.peer = connection.uses > 1, connection.peer
         self._connection, self._number = connection, connection.number
         self.body: bytes | None = None
         if response.complete:

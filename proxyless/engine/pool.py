@@ -149,13 +149,17 @@ class Pool(Generic[C]):
             self._free.remove(connection)
             self._drop(connection)
 
-    def retire(self) -> None:
-        """Free connections go now, busy ones after their response, waiters ask again."""
-        self.retired = True
+    def drain(self) -> None:
+        """Free connections go now: one of them was found dead."""
         free, self._free = self._free, []
         for connection in free:
             self._count(-1)
             self._doomed.append(connection)
+
+    def retire(self) -> None:
+        """Free connections go now, busy ones after their response, waiters ask again."""
+        self.retired = True
+        self.drain()
         while self._waiters:
             self._waiters.popleft().grant(Grant.LOOK_AGAIN)
 

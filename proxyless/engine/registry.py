@@ -71,8 +71,8 @@ class Registry(Generic[C]):
     def __iter__(self) -> Iterator[EndpointPool[C]]:
         return iter(self._pools.values())
 
-    def find(self, attempt: Attempt, app_name: str) -> EndpointPool[C]:
-        """The pool for an attempt. `app_name` is the name to verify when the application's own TLS is wanted.
+    def find(self, attempt: Attempt) -> EndpointPool[C]:
+        """The pool for an attempt.
 
         Raises:
             EngineError: kind ``tls``, there is no identity to connect with.
@@ -84,20 +84,20 @@ class Registry(Generic[C]):
             known = self._recent.get(id(endpoint))
             if known is not None and known[0] is endpoint and known[1].state is attempt.state:
                 return known[1]
-            app_name = ""
+        app_name = attempt.server_name if attempt.app_tls else ""
         key = (attempt.upstream.cluster.name, endpoint.address, endpoint.tls, app_name)
         pool = self._pools.get(key)
         if pool is None or pool.state is not attempt.state:
             if pool is not None:
                 pool.retire()
             pool = self._pools[key] = self._make(attempt, app_name)
-        if not app_name:
+        if not attempt.app_tls:
             self._recent[id(endpoint)] = (endpoint, pool)
         return pool
 
     def _make(self, attempt: Attempt, app_name: str) -> EndpointPool[C]:
         tls = attempt.endpoint.tls
-        if app_name:
+        if attempt.app_tls:
             if tls is not None:
                 raise EngineError("tls", "TLS of the application inside TLS of the mesh is not supported")
             if self._app_context is None:

@@ -30,14 +30,15 @@ class SyncExchange:
     Attributes:
         body: all of it, when it had arrived with the head; else None: iterate, and call `close` in the end.
         reused: the connection had served a request before.
+        peer: verified SPIFFE ID of the endpoint; empty without mutual TLS.
     """
 
-    __slots__ = ("_connection", "_engine", "_number", "body", "headers", "reused", "status", "trailers")
+    __slots__ = ("_connection", "_engine", "_number", "body", "headers", "peer", "reused", "status", "trailers")
 
     def __init__(self, connection: SyncConnection, engine: SyncEngine) -> None:
         response = connection.response
         self.status, self.headers, self.trailers = response.status, response.headers, response.trailers
-        self.reused = connection.uses > 1
+        self.reused, self.peer = connection.uses > 1, connection.peer
         self._connection, self._engine, self._number = connection, engine, connection.number
         self.body: bytes | None = None
         if response.complete:
@@ -112,9 +113,7 @@ class SyncEngine:
         self._registry: Registry[SyncConnection] = Registry(self._contexts, self._app_context)
         self._next_sweep = 0.0
 
-    def exchange(
-        self, attempt: Attempt, body: SyncBody = b"", timeouts: Timeouts = UNLIMITED, server_name: str = ""
-    ) -> SyncExchange:
+    def exchange(self, attempt: Attempt, body: SyncBody = b"", timeouts: Timeouts = UNLIMITED) -> SyncExchange:
         """Do one attempt: -> as soon as the head of the answer is there. Never repeats anything.
 
         Raises:
@@ -123,7 +122,7 @@ class SyncEngine:
         """
         length = len(body) if isinstance(body, bytes) else None
         head = request_head(attempt.method, attempt.target, attempt.authority, attempt.headers, length)
-        connection = self._acquire(attempt, timeouts, server_name)
+        connection = self._acquire(attempt, timeouts)
         try:
             connection.exchange(head, body, timeouts, attempt.deadline)
             return SyncExchange(connection, self)
@@ -167,13 +166,15 @@ class SyncEngine:
         doomed.clear()
         return taken
 
-    def _acquire(self, attempt: Attempt, timeouts: Timeouts, server_name: str) -> SyncConnection:
+    def _acquire(self, attempt: Attempt, timeouts: Timeouts) -> SyncConnection:
         while True:
             now = self._clock()
             with self._lock:
                 if now >= self._next_sweep:
                     self._sweep(now)
-                pool = self._registry.find(attempt, server_name)
+                pool = self._registry.find(attempt)
+                if attempt.fresh:
+                    pool.drain()
                 connection = pool.checkout(now, self._wall())
                 doomed = self._take_doomed()
                 waiter = self._enter(pool) if connection is None else None

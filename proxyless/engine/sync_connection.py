@@ -49,6 +49,7 @@ class SyncConnection:
         "expires_at",
         "number",
         "opened_at",
+        "peer",
         "pool",
         "response",
         "uses",
@@ -59,6 +60,7 @@ class SyncConnection:
         self._socket, self.pool, self._clock = sock, pool, clock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self.valid_until: float | None = getattr(sock, "valid_until", None)
+        self.peer = str(getattr(sock, "peer_identity", None) or "")
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
         self.response = ResponseReader()

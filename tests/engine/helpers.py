@@ -13,11 +13,11 @@ import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import uvloop
 
+from proxyless.core.call import Attempt
 from proxyless.core.learned import ClusterState
 from proxyless.core.request import Address
 from proxyless.core.resources import CircuitBreakers, Cluster, ClusterType, UpstreamTls
@@ -213,20 +213,24 @@ class Target:
         within: float | None = None,
         connect_timeout: float = PATIENCE,
         app_tls: bool = False,
-    ) -> Any:
-        return SimpleNamespace(
-            number=1,
-            upstream=self.upstream,
-            endpoint=self.upstream.endpoints[0],
-            state=self.state,
-            deadline=None if within is None else time.monotonic() + within,
-            per_try=False,
-            connect_timeout=connect_timeout,
-            method=method,
-            target=target,
-            authority="payments.myapp.com",
-            headers=list(headers),
-            app_tls=app_tls,
+        server_name: str = "",
+        fresh: bool = False,
+    ) -> Attempt:
+        return Attempt(
+            1,
+            self.upstream,
+            self.upstream.endpoints[0],
+            self.state,
+            None if within is None else time.monotonic() + within,
+            False,
+            connect_timeout,
+            method,
+            target,
+            "payments.myapp.com",
+            list(headers),
+            app_tls,
+            server_name,
+            fresh,
         )
 
 
@@ -253,8 +257,8 @@ class AsyncFace:
     async def _make(self, options: dict[str, Any]) -> AsyncEngine:
         return AsyncEngine(**options)
 
-    def open(self, attempt: Any, body: Any = b"", timeouts: Timeouts = UNLIMITED, server_name: str = "") -> Any:
-        return self.runner.run(self.engine.exchange(attempt, self._stream(body), timeouts, server_name))
+    def open(self, attempt: Any, body: Any = b"", timeouts: Timeouts = UNLIMITED) -> Any:
+        return self.runner.run(self.engine.exchange(attempt, self._stream(body), timeouts))
 
     def _stream(self, body: Any) -> Any:
         if isinstance(body, bytes) or hasattr(body, "__aiter__"):
@@ -281,8 +285,8 @@ class AsyncFace:
 
         return self.runner.run(collect())
 
-    def request(self, attempt: Any, body: Any = b"", timeouts: Timeouts = UNLIMITED, server_name: str = "") -> Answer:
-        exchange = self.open(attempt, body, timeouts, server_name)
+    def request(self, attempt: Any, body: Any = b"", timeouts: Timeouts = UNLIMITED) -> Answer:
+        exchange = self.open(attempt, body, timeouts)
         return Answer(exchange, exchange.body if exchange.body is not None else self.read(exchange))
 
     def settle(self, condition: Callable[[], object]) -> None:
@@ -305,8 +309,8 @@ class SyncFace:
     def __init__(self, options: dict[str, Any]) -> None:
         self.engine = SyncEngine(**options)
 
-    def open(self, attempt: Any, body: Any = b"", timeouts: Timeouts = UNLIMITED, server_name: str = "") -> Any:
-        return self.engine.exchange(attempt, body, timeouts, server_name)
+    def open(self, attempt: Any, body: Any = b"", timeouts: Timeouts = UNLIMITED) -> Any:
+        return self.engine.exchange(attempt, body, timeouts)
 
     def read(self, exchange: Any, count: int | None = None) -> bytes:
         data = b""
@@ -316,8 +320,8 @@ class SyncFace:
                 break
         return data
 
-    def request(self, attempt: Any, body: Any = b"", timeouts: Timeouts = UNLIMITED, server_name: str = "") -> Answer:
-        exchange = self.open(attempt, body, timeouts, server_name)
+    def request(self, attempt: Any, body: Any = b"", timeouts: Timeouts = UNLIMITED) -> Answer:
+        exchange = self.open(attempt, body, timeouts)
         return Answer(exchange, exchange.body if exchange.body is not None else self.read(exchange))
 
     def settle(self, condition: Callable[[], object]) -> None:
