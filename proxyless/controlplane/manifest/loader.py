@@ -18,7 +18,7 @@ from proxyless.errors import ManifestError, Place
 from .context import Context
 from .decode import FAILED, decode_message
 from .envelope import Identity, Metadata, identify, list_items, peek_subject, read_metadata
-from .messages import Message, sorted_messages
+from .messages import Message, Subject, sorted_messages
 from .model import AnyResource, EnvoyOnly, Resource
 from .rules import check_spec
 from .schema import schema_of
@@ -51,6 +51,11 @@ class LoadResult:
     @property
     def notices(self) -> list[Message]:
         return [message for message in self.messages if message.severity == "notice"]
+
+    @property
+    def refused(self) -> tuple[Subject, ...]:
+        """The resources with errors, as far as they could be told; for a security policy the caller has to deny."""
+        return tuple(dict.fromkeys(m.subject for m in self.messages if m.severity == "error" and m.subject.kind))
 
     def of(self, spec: type[SpecT]) -> list[Resource[SpecT]]:
         """The resources with that type of spec."""

@@ -143,6 +143,7 @@ class JWTRule:
     output_claim_to_headers: tuple[ClaimToHeader, ...] = ()
     timeout: Duration | None = None
     space_delimited_claims: tuple[str, ...] = ()
+    presence: Literal["UNSPECIFIED", "OPTIONAL", "REQUIRED"] = "UNSPECIFIED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

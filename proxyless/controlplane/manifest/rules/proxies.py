@@ -116,7 +116,7 @@ def check_server_tls(context: Context, path: str, tls: ServerTLSSettings) -> Non
         "credentialName": bool(tls.credential_name),
         "credentialNames": bool(tls.credential_names),
         "tlsCertificates": bool(tls.tls_certificates),
-        "serverCertificate": bool(tls.server_certificate or tls.private_key) and tls.mode not in _NO_FILES,
+        "serverCertificate": bool(tls.server_certificate and tls.private_key),
     }
     if tls.mode == "ISTIO_MUTUAL":
         for name, value in (

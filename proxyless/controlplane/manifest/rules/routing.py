@@ -36,7 +36,7 @@ from .checks import (
     is_namespace,
 )
 
-__all__ = ["RETRY_WORDS", "check_destination", "check_retry", "check_virtual_service"]
+__all__ = ["MESH", "RETRY_WORDS", "check_destination", "check_retry", "check_virtual_service", "covers"]
 
 RETRY_WORDS: Final = (
     "5xx",
@@ -298,7 +298,7 @@ def _warn_unreachable(context: Context, routes: Sequence[HTTPRoute]) -> None:
             return
         for index, match in enumerate(route.match):
             path = f"spec.http[{number}].match[{index}]"
-            taker = next((where for where, other in earlier if _covers(other, match)), None)
+            taker = next((where for where, other in earlier if covers(other, match)), None)
             if taker is not None:
                 reason = f"never reached: {taker} takes these requests before"
                 context.warn(path, reason, "first match wins, prefixes are plain text", code="unreachable")
@@ -308,7 +308,7 @@ def _warn_unreachable(context: Context, routes: Sequence[HTTPRoute]) -> None:
         context.warn("spec.http", f"two routes are named {name!r}")
 
 
-def _covers(first: HTTPMatchRequest, second: HTTPMatchRequest) -> bool:
+def covers(first: HTTPMatchRequest, second: HTTPMatchRequest) -> bool:
     """``first`` matches by its uri alone, and everything that ``second`` can match."""
     only_uri = HTTPMatchRequest(uri=first.uri, name=first.name, stat_prefix=first.stat_prefix)
     if first != only_uri or first.uri is None:

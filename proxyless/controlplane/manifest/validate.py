@@ -1,0 +1,39 @@
+"""Everything that can be said about manifests before they are served: what ``proxyless validate`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from .loader import MESH_FILES, LoadResult, load_paths
+from .meshconfig import MeshConfig, MeshResult, load_mesh_file
+from .references import check_references
+
+__all__ = ["validate_paths"]
+
+
+def validate_paths(paths: Iterable[str | Path] | Literal["-"], mesh_file: str | Path | None = None) -> LoadResult:
+    """Loads files, directories or standard input (``-``), with mesh settings, and checks references.
+
+    The settings are ``mesh_file``, else the ``mesh.yaml`` among the paths or directly in a directory of them, else the
+    defaults.
+    """
+    wanted = [Path(path) for path in paths] if paths != "-" else []
+    mesh = _mesh(wanted, Path(mesh_file) if mesh_file is not None else None)
+    config = mesh.config or MeshConfig()
+    manifests = [path for path in wanted if path.name not in MESH_FILES]
+    only_mesh = bool(wanted) and not manifests
+    if only_mesh:
+        return LoadResult((), mesh.messages)
+    loaded = load_paths("-" if paths == "-" else manifests, config.proxyless.default_namespace)
+    return loaded.with_messages([*mesh.messages, *check_references(loaded.resources, config)])
+
+
+def _mesh(paths: list[Path], explicit: Path | None) -> MeshResult:
+    candidates = [explicit] if explicit is not None else [path for path in paths if path.name in MESH_FILES]
+    candidates += [path / name for path in paths if path.is_dir() for name in MESH_FILES]
+    for candidate in candidates:
+        if candidate.exists() or candidate is explicit:
+            return load_mesh_file(candidate)
+    return MeshResult(MeshConfig())
