@@ -101,11 +101,12 @@ class Request:
 
     @property
     def is_grpc(self) -> bool:
-        """Content type is ``application/grpc`` or ``application/grpc+...`` (Envoy Grpc::Common::isGrpcRequestHeaders)."""
-        for value in self.values("content-type"):
-            if value == "application/grpc" or value.startswith("application/grpc+"):
-                return True
-        return False
+        """Content type is ``application/grpc`` or ``application/grpc+...`` (Envoy Grpc::Common::isGrpcRequestHeaders).
+
+        A repeated content type is one joined value, as recorded from Envoy."""
+        values = self.values("content-type")
+        value = values[0] if len(values) == 1 else ",".join(filter(None, values))
+        return value == "application/grpc" or value.startswith("application/grpc+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,8 +91,16 @@ class _Judged:
 
     def _judge(self) -> None:
         context = self.context
-        if isinstance(context, _MeshContext) and context.judge is not None:
+        if not isinstance(context, _MeshContext) or context.judge is None:
+            return
+        try:
             self.peer = context.judge(self)
+        except PeerRefusedError:
+            raise
+        except Exception:
+            # Whoever runs the handshake expects the errors of `ssl`, and a peer that cannot be judged is refused (M-70).
+            logger.exception("judging a peer failed")
+            raise PeerRefusedError("handshake", "the peer could not be judged") from None
 
 
 class _MeshObject(_Judged, ssl.SSLObject):
@@ -191,6 +199,9 @@ class TlsContexts:
 
     def _context(self, tls: UpstreamTls | DownstreamTls) -> _MeshContext:
         snapshot = None
+        if TlsMaterial.UNKNOWN in (tls.certificate, tls.validation):
+            secret = tls.certificate_file or tls.ca_file
+            raise NoIdentityError(f"the configuration names a secret that this process has no source for: {secret}")
         if TlsMaterial.MESH in (tls.certificate, tls.validation):
             snapshot = self._source.current
             if snapshot is None:
@@ -305,8 +316,9 @@ def peer_chain(connection: Any) -> list[bytes]:
     Public from Python 3.13; 3.11 and 3.12 have the same on the private object behind both classes.
     """
     if sys.version_info >= (3, 13):
-        return list(connection.get_unverified_chain() or ())
+        return [der for der in connection.get_unverified_chain() or () if der is not None]
     import _ssl  # the encoding constant of the private certificate type has no public name
 
     sent = connection._sslobj.get_unverified_chain() or ()
-    return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in sent]
+    # Without a client certificate a server gets a list that holds None.
+    return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in sent if certificate is not None]
