@@ -76,14 +76,14 @@ HANDLED: Mapping[str, frozenset[str]] = {
     ),
     _ROUTE + "RouteAction": _names(
         "cluster cluster_header weighted_clusters prefix_rewrite regex_rewrite host_rewrite_literal auto_host_rewrite"
-        " append_x_forwarded_host timeout idle_timeout retry_policy max_stream_duration"
+        " append_x_forwarded_host timeout retry_policy max_stream_duration"
     ),
     _ROUTE + "RouteAction.MaxStreamDuration": _names("max_stream_duration"),
     _ROUTE + "WeightedCluster": _names("clusters"),
     _ROUTE + "WeightedCluster.ClusterWeight": _names(_HEADERS + "name weight"),
     _ROUTE + "RetryPolicy": _names(
-        "retry_on num_retries per_try_timeout per_try_idle_timeout retry_priority retry_host_predicate"
-        " host_selection_retry_max_attempts retriable_status_codes retry_back_off"
+        "retry_on num_retries per_try_timeout retry_host_predicate host_selection_retry_max_attempts"
+        " retriable_status_codes retry_back_off"
     ),
     _CORE + "HeaderValueOption": _names("header append append_action keep_empty_value"),
     _CORE + "HeaderValue": _names("key value"),
