@@ -187,6 +187,8 @@ class OutboundCall:
             if normalized.action == "reject":
                 return self._answer(400, b"", "-", "path_normalization_failed")
             if normalized.action == "redirect":
+                if self._request.is_grpc:  # a gRPC client follows no redirect
+                    return self._answer(400, b"", "-", "path_normalization_failed")
                 location = [(b"location", _target(normalized.path, self._request.query))]
                 return self._answer(307, b"", "-", "path_normalization_failed", location)
             if normalized.path != self._request.path:
@@ -230,7 +232,7 @@ class OutboundCall:
             return self._forward(decision, action, now)
         if isinstance(action, Redirect) and decision is not None:
             location = redirect_location(action, decision.route.match.path, self._request)
-            headers = [(b"location", location.encode("latin-1", "replace"))]
+            headers = [(b"location", location.encode("latin-1"))]
             return self._answer(action.status, b"", "-", "direct_response", headers)
         if isinstance(action, DirectResponse):
             return self._answer(action.status, action.body, "-", "direct_response")
@@ -246,11 +248,8 @@ class OutboundCall:
         self.record.grpc = outgoing.grpc
         plan = _plan(decision, action)
         if outgoing.instructed:
-            timeouts = timeouts_of_request(action, self._request, grpc=outgoing.grpc)
+            timeouts = timeouts_of_request(action, self._request)
             plan = _Plan(timeouts, rule_of_request(action.retry, self._request), plan.selection_retries)
-        elif outgoing.grpc and action.max_grpc_timeout is not None:
-            timeouts = timeouts_of_request(action, self._request, grpc=True)
-            plan = _Plan(timeouts, plan.rule, plan.selection_retries)
         return self._begin(upstream, plan, now)
 
     # --------------------------------------------------------------------------------------------------------- tunnels

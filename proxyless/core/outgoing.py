@@ -10,14 +10,14 @@ from proxyless.core.headers import Pairs, mutate
 from proxyless.core.request import Request
 from proxyless.core.resources import RouteAction
 from proxyless.core.retry import RETRY_HEADERS
-from proxyless.core.rewrites import rewrite_path
+from proxyless.core.rewrites import rewrite_path, to_wire
 from proxyless.core.routing import RouteDecision
 from proxyless.core.snapshot import Endpoint
 from proxyless.core.timeouts import TIMEOUT_HEADERS
 
 __all__ = ["Outgoing"]
 
-_INITIALS = frozenset((b"h", b"H", b"x", b"X", b"c", b"C", b"g", b"G"))  # of the header names that matter here
+_INITIALS = frozenset((b"h", b"H", b"x", b"X", b"c", b"C"))  # of the header names that matter here
 _CONTROL = frozenset(name.encode() for name in (*RETRY_HEADERS, *TIMEOUT_HEADERS, "x-envoy-hedge-on-per-try-timeout"))
 _ATTEMPT_COUNT, _EXPECTED = b"x-envoy-attempt-count", b"x-envoy-expected-rq-timeout-ms"
 _NUMBERS = tuple(b"%d" % number for number in range(64))
@@ -28,7 +28,7 @@ class Outgoing:
     method, target, authority: as to be sent; `target` is path and query.
     headers: raw pairs without Host.
     grpc: the request is gRPC.
-    instructed: the application sent control headers, or `grpc-timeout`: look them up in the request.
+    instructed: the application sent control headers: look them up in the request.
     """
 
     __slots__ = (
@@ -52,7 +52,7 @@ class Outgoing:
         if decision is not None:
             action = decision.route.action
             if decision.request_headers:
-                path, query = self._mutate(decision, path, query)
+                mutate(self.headers, decision.request_headers)
             if isinstance(action, RouteAction):
                 path = self._rewrite(action, decision, path, query)
         self.target = (f"{path}?{query}" if query else path).encode("latin-1")
@@ -67,8 +67,6 @@ class Outgoing:
                 if name == b"content-type":
                     value = pair[1]
                     self.grpc = value == b"application/grpc" or value.startswith(b"application/grpc+")
-                elif name == b"grpc-timeout":
-                    self.instructed = True
                 elif name.startswith(b"x-envoy-"):
                     if name in _CONTROL:
                         self.instructed = True
@@ -78,19 +76,10 @@ class Outgoing:
             out.append(pair)
         return out
 
-    def _mutate(self, decision: RouteDecision, path: str, query: str) -> tuple[str, str]:
-        pseudo = mutate(self.headers, decision.request_headers)
-        if pseudo is not None:
-            self.method = pseudo.get(b":method", self.method.encode("latin-1")).decode("latin-1")
-            self.authority = pseudo.get(b":authority", self.authority.encode("latin-1")).decode("latin-1")
-            if b":path" in pseudo:
-                path, _, query = pseudo[b":path"].decode("latin-1").partition("?")
-        return path, query
-
     def _rewrite(self, action: RouteAction, decision: RouteDecision, path: str, query: str) -> str:
         self.rewrite_host = action.auto_host_rewrite
         if action.host_rewrite:
-            self._set_authority(action.host_rewrite, action)
+            self._set_authority(to_wire(action.host_rewrite), action)
         if not action.prefix_rewrite and action.regex_rewrite is None:
             return path
         rewritten = rewrite_path(action, decision.route.match.path, path)
@@ -113,7 +102,7 @@ class Outgoing:
     def address_to(self, endpoint: Endpoint, action: RouteAction) -> None:
         """`auto_host_rewrite`: Host becomes the name of the endpoint, if it has one."""
         if endpoint.hostname:
-            self._set_authority(endpoint.hostname, action)
+            self._set_authority(to_wire(endpoint.hostname), action)
 
     def numbered(self, attempt: int, expected_ms: int | None) -> Pairs:
         """Headers of one attempt."""

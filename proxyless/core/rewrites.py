@@ -10,14 +10,19 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from proxyless.core.matchers import PathMatcher
+from proxyless.core.matchers import PathMatcher, wire_text
 from proxyless.core.regex import compile_re2
 from proxyless.core.request import Request
 from proxyless.core.resources import Redirect, RouteAction
 
-__all__ = ["redirect_location", "rewrite_path"]
+__all__ = ["redirect_location", "rewrite_path", "to_wire"]
 
 _REFERENCE = re.compile(r"\\(\d|\\)?")
+
+
+def to_wire(text: str) -> str:
+    """Text of a configuration as it stands on the wire: one character per byte of its UTF-8 form."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def rewrite_path(action: RouteAction, matcher: PathMatcher, path: str) -> str:
@@ -27,7 +32,7 @@ def rewrite_path(action: RouteAction, matcher: PathMatcher, path: str) -> str:
 
 def _rewritten(prefix: str, regex: tuple[str, str] | None, matcher: PathMatcher, path: str) -> str:
     if prefix:
-        return prefix + path[_matched_length(matcher, path) :]
+        return to_wire(prefix) + path[_matched_length(matcher, path) :]
     if regex is not None:
         return _substitute(regex, path)
     return path
@@ -44,7 +49,8 @@ def _substitute(rewrite: tuple[str, str], path: str) -> str:
     pattern, substitution = _compiled(*rewrite)
     if substitution is None:
         return path
-    return pattern.sub(lambda found: "".join(_group(found, part) for part in substitution), path) or path
+    text = pattern.sub(lambda found: "".join(_group(found, part) for part in substitution), wire_text(path))
+    return to_wire(text) or path
 
 
 def _group(found: re.Match[str], part: str | int) -> str:
@@ -69,12 +75,12 @@ def _compiled(pattern: str, substitution: str) -> tuple[re.Pattern[str], tuple[s
 
 
 def redirect_location(redirect: Redirect, matcher: PathMatcher, request: Request) -> str:
-    """Value of the Location header."""
+    """Value of the Location header, one character per byte."""
     scheme = redirect.scheme or request.scheme
     port = f":{redirect.port}" if redirect.port else ""
-    host = redirect.host or _host(request, scheme, keep_port=not port)
+    host = to_wire(redirect.host) or _host(request, scheme, keep_port=not port)
     if redirect.path:
-        path, mark, query = redirect.path.partition("?")
+        path, mark, query = to_wire(redirect.path).partition("?")
         own_query = bool(mark)
     else:
         path = _rewritten(redirect.prefix_rewrite, redirect.regex_rewrite, matcher, request.path)

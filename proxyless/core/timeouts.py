@@ -17,9 +17,6 @@ __all__ = ["DEFAULT_TIMEOUT", "TIMEOUT_HEADERS", "Timeouts", "timeouts_of", "tim
 DEFAULT_TIMEOUT = 15.0  # route.v3.RouteAction.timeout when absent
 TIMEOUT_HEADERS = ("x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-rq-per-try-timeout-ms")
 
-_GRPC_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_GRPC_DIGITS_MAX = 8
-
 
 class Timeouts:
     """Lengths in seconds, None: no limit.
@@ -56,35 +53,17 @@ def timeouts_of(action: RouteAction) -> Timeouts:
     return Timeouts(DEFAULT_TIMEOUT if action.timeout is None else action.timeout, per_try, None)
 
 
-def timeouts_of_request(action: RouteAction, request: Request, *, grpc: bool) -> Timeouts:
+def timeouts_of_request(action: RouteAction, request: Request) -> Timeouts:
     """What the route says for a request that carries headers about it."""
     base = timeouts_of(action)
-    whole, per_try = base.whole, action.retry.per_try_timeout if action.retry is not None else None
-    if grpc and action.max_grpc_timeout is not None and action.max_stream_duration is None:
-        whole = _capped(grpc_timeout(request.values("grpc-timeout")), action.max_grpc_timeout)
+    per_try = action.retry.per_try_timeout if action.retry is not None else None
     asked = _milliseconds(request.values("x-envoy-upstream-rq-timeout-ms"))
     asked_per_try = _milliseconds(request.values("x-envoy-upstream-rq-per-try-timeout-ms"))
     return Timeouts(
-        whole if asked is None else asked, per_try if asked_per_try is None else asked_per_try, base.duration
+        base.whole if asked is None else asked, per_try if asked_per_try is None else asked_per_try, base.duration
     )
-
-
-def _capped(asked: float | None, limit: float) -> float | None:
-    """Zero and None mean no limit on both sides."""
-    if not limit:
-        return asked
-    return min(asked, limit) if asked else limit
 
 
 def _milliseconds(values: Sequence[str]) -> float | None:
     text = values[0].strip() if values else ""
     return int(text) / 1000 if text.isascii() and text.isdigit() and len(text) < 12 else None
-
-
-def grpc_timeout(values: Sequence[str]) -> float | None:
-    """Seconds of a `grpc-timeout` header (gRPC over HTTP/2: at most eight digits and a unit); None: absent or none."""
-    text = values[0] if values else ""
-    digits, unit = text[:-1], text[-1:]
-    if unit not in _GRPC_UNITS or not (digits.isascii() and digits.isdigit()) or len(digits) > _GRPC_DIGITS_MAX:
-        return None
-    return int(digits) * _GRPC_UNITS[unit]
