@@ -38,7 +38,7 @@ def channel_security(source: IdentitySource, settings: Settings) -> ChannelSecur
         pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     credentials = grpc.ssl_channel_credentials(
-        b"".join(load_der_x509_certificate(der).public_bytes(pem) for der in own.authorities),
+        own.pem(),
         key,
         b"".join(load_der_x509_certificate(der).public_bytes(pem) for der in svid.chain),
     )

@@ -12,7 +12,9 @@ from tests.conformance.suites import suites
 def main(names: list[str]) -> int:
     folder = harness.folder()
     if not folder.is_dir():
-        print(f"conformance: no data at {folder}; set {harness.FOLDER_VARIABLE} to the folder that holds it", flush=True)
+        print(
+            f"conformance: no data at {folder}; set {harness.FOLDER_VARIABLE} to the folder that holds it", flush=True
+        )
         return 1 if os.environ.get("CI") else 0
     record = harness.read_differences()
     rows: list[harness.Row] = []

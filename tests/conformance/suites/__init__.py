@@ -42,7 +42,11 @@ NOT_BUILT = {
 
 
 def suites(folder: Path) -> Iterator[Suite]:
-    built = {suite.name: suite for module in (samples, units, authz, istiod, spiffe_ids, field) for suite in module.suites(folder)}
+    built = {
+        suite.name: suite
+        for module in (samples, units, authz, istiod, spiffe_ids, field)
+        for suite in module.suites(folder)
+    }
     seen = set()
     for name, ids in _all(folder):
         seen.add(name)
@@ -71,7 +75,11 @@ def _all(folder: Path) -> Iterator[tuple[str, list[str]]]:
             yield f"{part}/{path.stem}", _ids(yaml.safe_load(path.read_text()), ("cases",))
     for path in sorted((folder / "envoy" / "router_check").glob("*.golden.proto.json")):
         yield f"envoy/router_check/{path.name.split('.')[0]}", _ids(json.loads(path.read_text()), ("tests",))
-    corpus = [path.relative_to(folder / "envoy" / "corpus").as_posix() for path in sorted((folder / "envoy" / "corpus").rglob("*")) if path.is_file()]
+    corpus = [
+        path.relative_to(folder / "envoy" / "corpus").as_posix()
+        for path in sorted((folder / "envoy" / "corpus").rglob("*"))
+        if path.is_file()
+    ]
     if corpus:
         yield "envoy/corpus", corpus
     for path in sorted((folder / "envoy-oracle").glob("*.jsonl.gz")):
@@ -92,14 +100,20 @@ def _all(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield "authz-bypass", _ids(yaml.safe_load(bypass.read_text()), ("vectors",))
     checklist = folder / "xds-server-checklist.md"
     if checklist.exists():
-        yield "xds-server-checklist", [line.split()[3] for line in checklist.read_text().splitlines() if line.startswith("- [ ]")]
+        yield (
+            "xds-server-checklist",
+            [line.split()[3] for line in checklist.read_text().splitlines() if line.startswith("- [ ]")],
+        )
 
 
 def _ids(document: Any, keys: tuple[str, ...]) -> list[str]:
     rows = document
     if isinstance(document, dict):
         rows = next((document[key] for key in keys if key in document), [])
-    return [str(row.get("id") or row.get("name") or index) if isinstance(row, dict) else str(index) for index, row in enumerate(rows)]
+    return [
+        str(row.get("id") or row.get("name") or index) if isinstance(row, dict) else str(index)
+        for index, row in enumerate(rows)
+    ]
 
 
 __all__ = ["Case", "suites"]

@@ -1,0 +1,76 @@
+"""`field`: what people ran into. Configurations are loaded as they are; prose cases are tests under `tests/field`."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.conformance.harness import ROOT, Case, Skipped, Suite
+
+PARTS = ("yaml load", "asgi", "wsgi", "metrics")
+FEATURES = {
+    "translate": "traffic decisions",
+    "route": "traffic decisions",
+    "retry": "traffic decisions",
+    "gateway": "traffic decisions",
+    "authz": "inbound security",
+    "jwt": "inbound security (JWT)",
+    "tls": "inbound security",
+    "httpx": "the HTTP engine",
+    "grpc": "gRPC",
+    "cli": "operations (analyze)",
+}
+
+
+def suites(folder: Path) -> Iterator[Suite]:
+    path = folder / "field" / "cases.yaml"
+    if path.exists():
+        yield Suite(
+            "field/cases", [Case(case["id"], lambda case=case: _run(case)) for case in yaml.safe_load(path.read_text())]
+        )  # type: ignore[misc]
+
+
+def _run(case: Mapping[str, Any]) -> str | None:
+    part = case["part"]
+    if part not in PARTS:
+        raise Skipped(FEATURES.get(part, part))
+    outcome = _outcomes().get(case["id"])
+    if outcome is None:
+        raise Skipped(f"field case without a test ({part})")
+    return outcome or None
+
+
+@functools.lru_cache(maxsize=1)
+def _outcomes() -> dict[str, str]:
+    """Case id to what failed, empty when its tests passed: one pytest run over `tests/field`."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/field",
+            f"--junit-xml={report}",
+        ]
+        subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=300)
+        tests = ElementTree.parse(report).getroot().iter("testcase")
+        outcomes: dict[str, str] = {}
+        for test in tests:
+            name = test.attrib["name"].partition("[")[0]
+            case_id = "-".join(name.split("_")[1:3]).upper()  # test_fc_01_... is FC-01
+            failed = [
+                child.attrib.get("message", "failed")[:200] for child in test if child.tag in ("failure", "error")
+            ]
+            outcomes[case_id] = "; ".join(filter(None, [outcomes.get(case_id, ""), *failed]))
+    return outcomes
