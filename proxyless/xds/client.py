@@ -166,7 +166,8 @@ class XdsClient:
         self._driver.close(timeout)
 
     def reconnect(self) -> None:
-        """Open a new stream, to introduce this node anew (its port has become known). What was accepted stays."""
+        """Open a new stream now, to introduce this node anew (its port has become known), or because a reason to wait is
+        gone (an identity has arrived). What was accepted stays."""
         self._driver.reconnect()
 
     @property

@@ -40,6 +40,7 @@ Decoder = Callable[[bytes], tuple[Any, tuple[str, ...]]]
 # Between so many decoded resources other threads get their turn: a large update must not delay requests.
 BREATHE_EVERY = 8
 MAX_REASON = 1_000
+MAX_LINE = 2_000
 MAX_REPORTED_FIELDS = 1_000
 
 _TYPES = (protos.LISTENER, protos.ROUTE, protos.CLUSTER, protos.ENDPOINT)
@@ -167,7 +168,7 @@ class Store:
 
     def mark_absent(self, type_url: str, names: Iterable[str]) -> None:
         names = list(names)
-        log.warning("the control plane did not send %s %s", _kind(type_url), ", ".join(map(repr, names[:20])))
+        log.warning("the control plane did not send %s %s", _kind(type_url), ", ".join(map(repr, names))[:MAX_LINE])
         self._tables[type_url].absent.update(names)
         self._changed = True
 
@@ -312,7 +313,7 @@ class Store:
         new = [key for key in (f"{kind}.{path}" for path in unsupported) if key not in self._reported]
         if new and len(self._reported) < MAX_REPORTED_FIELDS:
             self._reported.update(dict.fromkeys(new))
-            log.warning("%s %r sets fields that are not acted on: %s", kind, name, ", ".join(new))
+            log.warning("%s %r sets fields that are not acted on: %s", kind, name, ", ".join(new)[:MAX_LINE])
 
     def unsupported(self) -> dict[str, int]:
         """Fields that are set and not acted on, as ``<type>.<path>``, with the number of resources that set them."""

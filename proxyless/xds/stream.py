@@ -141,6 +141,7 @@ class StreamDriver:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._closing = threading.Event()
+        self._hurry = threading.Event()
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._outbox: _Outbox | None = None
@@ -158,6 +159,7 @@ class StreamDriver:
     def close(self, timeout: float = 2.0) -> None:
         """End the stream and the thread; returns when it is gone or after `timeout` seconds. Never raises."""
         self._closing.set()
+        self._hurry.set()
         if self._pid != os.getpid():
             return
         thread = self._thread
@@ -172,9 +174,10 @@ class StreamDriver:
             outbox.wake()
 
     def reconnect(self) -> None:
-        """End the stream that is open now, if any; the next one follows at once."""
+        """End the stream that is open now, or the wait for the next attempt; a new stream follows at once. Any thread."""
         if self._pid == os.getpid():
             self._was_short = False  # asked for
+            self._hurry.set()
             self._hang_up()
 
     def _hang_up(self) -> None:
@@ -193,7 +196,7 @@ class StreamDriver:
             retrying = tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(ControlPlaneUnavailableError),
                 wait=self._wait,
-                sleep=tenacity.sleep_using_event(self._closing),
+                sleep=self._pause,
                 stop=tenacity.stop_when_event_set(self._closing),
                 before_sleep=self._failed,
             )
@@ -210,6 +213,9 @@ class StreamDriver:
         base = min(FIRST_WAIT * WAIT_FACTOR ** min(state.attempt_number - 1, 64), LONGEST_WAIT)
         return float(base * (1 + WAIT_JITTER * (2 * self._rng() - 1)))
 
+    def _pause(self, seconds: float) -> None:
+        self._hurry.wait(seconds)
+
     def _failed(self, state: Any) -> None:
         error = str(state.outcome.exception())
         self._set_status(False, error, state.attempt_number)
@@ -225,6 +231,7 @@ class StreamDriver:
         Raises:
             ControlPlaneUnavailableError: it ended without an answer, too soon again, or because of what was said on it.
         """
+        self._hurry.clear()
         if self._closing.is_set():
             return
         opened_at = time.monotonic()
@@ -259,7 +266,7 @@ class StreamDriver:
                     outbox.put(message)
             stream = channel.stream_stream(self._method, request_serializer=None, response_deserializer=None)
             self._call = call = stream(iter(outbox))
-            if self._closing.is_set():
+            if self._closing.is_set() or self._hurry.is_set():  # said before there was a call to cancel
                 call.cancel()
             for raw in call:
                 if not answered:
