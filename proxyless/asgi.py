@@ -333,15 +333,18 @@ class _Http:
         exchange = self._exchange
         kind = message["type"]
         if kind == "http.response.start":
+            exchange.awaits_trailers = bool(message.get("trailers", False))
             headers = exchange.started(message["status"], message.get("headers", ()))
             if headers is not None:
                 message = {**message, "headers": headers}
         elif kind == "http.response.body":
             exchange.sent += len(message.get("body", b""))
-            if not message.get("more_body", False):
-                exchange.complete = True
+            if not message.get("more_body", False) and not exchange.awaits_trailers:
+                exchange.finish()
         elif kind == "http.response.trailers":
             exchange.trailers(message.get("headers", ()))
+            if not message.get("more_trailers", False):
+                exchange.finish()
         await self._send(message)
 
 

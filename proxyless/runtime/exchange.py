@@ -39,19 +39,23 @@ class InboundExchange:
         status: of the response, 0 until it starts.
         received, sent: bytes of the bodies so far.
         complete: the last byte of the response was handed to the server.
+        awaits_trailers: the end of the body is not the end of the response.
     """
 
     __slots__ = (
         "_began",
         "_details",
+        "_error",
         "_flags",
         "_grpc",
         "_grpc_status",
         "_http_version",
+        "_recorded",
         "_span",
         "_telemetry",
         "_wall",
         "admission",
+        "awaits_trailers",
         "complete",
         "connection",
         "received",
@@ -67,7 +71,8 @@ class InboundExchange:
         self._telemetry, self.connection, self.request, self.admission = telemetry, connection, request, admission
         self._http_version = http_version
         self.status = self.received = self.sent = 0
-        self.complete = False
+        self.complete = self._recorded = self.awaits_trailers = False
+        self._error: BaseException | None = None
         self._grpc = request.is_grpc
         self._grpc_status: int | None = None
         self._flags, self._details = "-", "via_upstream"
@@ -117,6 +122,7 @@ class InboundExchange:
 
     def failed(self, error: BaseException) -> None:
         """The application raised; the server answers 500 when nothing was sent."""
+        self._error = error
         if isinstance(error, asyncio.CancelledError):
             self.disconnected()
         elif not self.status:
@@ -132,12 +138,16 @@ class InboundExchange:
             headers.append((b"connection", b"close"))
         return headers
 
+    def finish(self) -> None:
+        """The last byte is about to be handed over: count and log now, so that who has the response finds it counted."""
+        self.complete = True
+        self._record()
+
     def end(self) -> None:
-        """Record the request. Never raises: telemetry is no reason to fail a request."""
-        try:
-            self._record(time.perf_counter() - self._began)
-        except Exception:
-            log.exception("a request could not be recorded")
+        """The application is done with the request."""
+        self._record()
+        if self._span is not None:
+            self._span.end(self.status, self._flags, self._error)
 
     def _refused(self, admission: Admission) -> None:
         self.status, self.sent, self.complete = admission.status, len(admission.body), True
@@ -157,7 +167,16 @@ class InboundExchange:
                 admission.details,
             )
 
-    def _record(self, seconds: float) -> None:
+    def _record(self) -> None:
+        """Once. Never raises: telemetry is no reason to fail a request."""
+        if not self._recorded:
+            self._recorded = True
+            try:
+                self._count(time.perf_counter() - self._began)
+            except Exception:
+                log.exception("a request could not be recorded")
+
+    def _count(self, seconds: float) -> None:
         peer = self.connection.peer
         identity = "" if peer.identity is None else str(peer.identity)
         request = self.request
@@ -173,8 +192,6 @@ class InboundExchange:
             self.sent,
             tls=bool(identity),
         )
-        if self._span is not None:
-            self._span.end(self.status, self._flags)
         sink = self._telemetry.access_log
         if sink is not None:
             sink.write(self._line(seconds, identity))
