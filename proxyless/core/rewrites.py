@@ -81,6 +81,7 @@ def redirect_location(redirect: Redirect, matcher: PathMatcher, request: Request
     host = to_wire(redirect.host) or _host(request, scheme, keep_port=not port)
     if redirect.path:
         path, mark, query = to_wire(redirect.path).partition("?")
+        path = path if path.startswith("/") else f"/{path}"
         own_query = bool(mark)
     else:
         path = _rewritten(redirect.prefix_rewrite, redirect.regex_rewrite, matcher, request.path)

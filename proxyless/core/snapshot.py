@@ -216,12 +216,15 @@ class OutboundListener:
     Attributes:
         any: the listener on every address; None when there is none.
         addresses: listeners on one address.
+        services: the same by names of the service that they lead to: a sidecar sees the address that the name resolved to,
+            we see the name.
         hosts: API listeners (gRPC form) by host name without port, lower case.
     """
 
     port: int
     any: _Chains | None
     addresses: Mapping[str, _Chains]
+    services: Mapping[str, _Chains]
     hosts: Mapping[str, HttpTarget]
 
     def target(self, request: Request) -> Target | None:
@@ -231,7 +234,9 @@ class OutboundListener:
             target = self.hosts.get(host.lower())
             if target is not None:
                 return target
-        chains = self.addresses.get(host, self.any) if self.addresses else self.any
+        chains = self.any
+        if self.addresses:
+            chains = self.addresses.get(host) or self.services.get(host.lower().rstrip(".")) or chains
         if chains is None:
             return None
         if request.scheme == "https":
@@ -354,7 +359,7 @@ def compile_snapshot(resources: Resources, previous: Snapshot | None, generation
     upstreams, missing = _upstreams(resources, previous)
     tables = _tables(resources, previous)
     compiler = _ListenerCompiler(tables)
-    outbound, fallback = _outbound(resources.listeners.values(), compiler)
+    outbound, fallback = _outbound(resources.listeners.values(), compiler, resources.clusters)
     missing |= compiler.missing
     for table in (*tables.values(), *compiler.inline):
         missing.update(Missing("cluster", name) for name in table.clusters - upstreams.keys())
@@ -405,7 +410,7 @@ def _tables(resources: Resources, previous: Snapshot | None) -> dict[str, RouteT
 
 
 def _outbound(
-    listeners: Iterable[Listener], compiler: _ListenerCompiler
+    listeners: Iterable[Listener], compiler: _ListenerCompiler, clusters: Mapping[str, Cluster]
 ) -> tuple[dict[int, OutboundListener], TcpProxy | None]:
     fallback: TcpProxy | None = None
     anywhere: dict[int, _Chains] = {}
@@ -425,10 +430,38 @@ def _outbound(
             anywhere[listener.address.port] = compiler.chains(listener)
         elif listener.address is not None:
             addresses.setdefault(listener.address.port, {})[listener.address.host] = compiler.chains(listener)
+    ports = sorted(anywhere.keys() | addresses.keys() | hosts.keys())
     return {
-        port: OutboundListener(port, anywhere.get(port), addresses.get(port, {}), hosts.get(port, {}))
-        for port in sorted(anywhere.keys() | addresses.keys() | hosts.keys())
+        port: OutboundListener(
+            port,
+            anywhere.get(port),
+            addresses.get(port, {}),
+            _by_service(addresses.get(port, {}).values(), clusters, anywhere.get(port)),
+            hosts.get(port, {}),
+        )
+        for port in ports
     }, fallback
+
+
+def _by_service(
+    listeners: Iterable[_Chains], clusters: Mapping[str, Cluster], anywhere: _Chains | None
+) -> dict[str, _Chains]:
+    """By the full name of the service, and by its shorter forms in Kubernetes' manner where they are unambiguous. A name of
+    one label is left to the virtual hosts of the port, if it has any: they know our namespace."""
+    shortest = 2 if anywhere is not None and isinstance(anywhere.plain, HttpTarget) else 1
+    named: dict[str, _Chains] = {}
+    short: dict[str, list[_Chains]] = {}
+    for chains in listeners:
+        for target in (chains.plain, chains.tls):
+            cluster = clusters.get(target.clusters[0].name) if isinstance(target, TcpProxy) else None
+            if cluster is not None and cluster.service:
+                named.setdefault(cluster.service.lower(), chains)
+    for service, chains in named.items():
+        labels = service.split(".")
+        for count in range(shortest, len(labels)):
+            short.setdefault(".".join(labels[:count]), []).append(chains)
+    unambiguous = {name: found[0] for name, found in short.items() if len(found) == 1}
+    return {**unambiguous, **named}
 
 
 def _inbound(listeners: Iterable[Listener]) -> Listener | None:
