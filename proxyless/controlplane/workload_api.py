@@ -134,8 +134,7 @@ class WorkloadApiServer:
         self._wake.set()
 
     async def _shut(self, *endpoints: _Endpoint) -> None:
-        for endpoint in endpoints:
-            await endpoint.close()
+        await asyncio.gather(*(endpoint.close() for endpoint in endpoints))
 
     def _publish_all(self) -> None:
         for endpoint in self._endpoints.values():
@@ -171,6 +170,7 @@ class _Endpoint:
         self._server: grpc.aio.Server | None = None
         self._svids: tuple[X509Svid, ...] = ()
         self._changed = asyncio.Event()
+        self._closing = False
         self.identities = identities
         self.due = float("inf")
 
@@ -200,8 +200,10 @@ class _Endpoint:
         self._server = server
 
     async def close(self) -> None:
+        self._closing = True
+        self.publish()
         if self._server is not None:
-            await self._server.stop(grace=0)
+            await self._server.stop(grace=1.0)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._place)
 
@@ -219,6 +221,8 @@ class _Endpoint:
         sent = None
         while True:
             changed = self._changed
+            if self._closing:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the Workload API is shutting down")
             if not self._svids:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no identity issued")
             state = build()
