@@ -18,6 +18,8 @@ connection to its port; we know the name that the application asked for, so only
 
 from __future__ import annotations
 
+import re
+
 from proxyless.core.actions import Action, Attempt, CallRecord, Deliver, Fail, Passthrough, Reply, Wait
 from proxyless.core.balancing import pick
 from proxyless.core.breakers import may_request, may_retry
@@ -49,6 +51,7 @@ __all__ = [
     "Wait",
 ]
 
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9_/-]*\Z")  # normalises to itself
 BLACK_HOLE = "BlackHoleCluster"  # Istio's name for nowhere
 
 _START, _DELAYED, _READY, _ATTEMPTING, _DELIVERED, _ENDED = range(6)
@@ -182,8 +185,9 @@ class OutboundCall:
     # ----------------------------------------------------------------------------------------------------------- route
 
     def _route(self, target: HttpTarget, now: float) -> Action:
-        if target.paths is not None:
-            normalized = normalize_path(self._request.path, target.paths)
+        path = self._request.path
+        if target.paths is not None and ("//" in path or not _PLAIN_PATH.match(path)):
+            normalized = normalize_path(path, target.paths)
             if normalized.action == "reject":
                 return self._answer(400, b"", "-", "path_normalization_failed")
             if normalized.action == "redirect":
@@ -191,7 +195,7 @@ class OutboundCall:
                     return self._answer(400, b"", "-", "path_normalization_failed")
                 location = [(b"location", _target(normalized.path, self._request.query))]
                 return self._answer(307, b"", "-", "path_normalization_failed", location)
-            if normalized.path != self._request.path:
+            if normalized.path != path:
                 self._request = _with_path(self._request, normalized.path)
         decision = self._decision = select_route(target.table, self._request, self._rng)
         record = self.record
