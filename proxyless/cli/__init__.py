@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 def _validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("validate", help="check Istio YAML files without serving them")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files, directories, or - for standard input")
-    parser.add_argument("--namespace", default="", help="namespace of files that have none (default: as in mesh.yaml)")
+    parser.add_argument(
+        "--mesh", default="", metavar="FILE", help="mesh settings (default: mesh.yaml beside the files)"
+    )
     parser.add_argument("--output", choices=("text", "json"), default="text")
     parser.set_defaults(command=_lazily("proxyless.cli.validate"))
 
@@ -84,13 +86,6 @@ def _gateway(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "gateway", help="a reverse proxy at the edge, configured by Gateway and VirtualService"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (127.0.0.1)")
-    parser.add_argument(
-        "--port",
-        action="append",
-        default=[],
-        metavar="GATEWAY[:HOST]",
-        help="serve this Gateway port, on another port of the host if given: 80:8080 (repeatable)",
-    )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.set_defaults(command=_lazily("proxyless.cli.gateway"))
 

@@ -25,23 +25,13 @@ def channel_security(source: IdentitySource, settings: Settings) -> ChannelSecur
         NoIdentityError: there is no valid SVID yet.
     """
     import grpc
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.x509 import load_der_x509_certificate
 
     identity = source.current
     if identity is None:
         raise NoIdentityError(f"no SVID to connect with: {source.status}")
     svid = identity.svid
     own = identity.bundles[svid.spiffe_id.trust_domain]
-    pem = serialization.Encoding.PEM
-    key = serialization.load_der_private_key(svid.private_key, None).private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    credentials = grpc.ssl_channel_credentials(
-        own.pem(),
-        key,
-        b"".join(load_der_x509_certificate(der).public_bytes(pem) for der in svid.chain),
-    )
+    credentials = grpc.ssl_channel_credentials(own.pem(), svid.key_pem(), svid.chain_pem())
     return ChannelSecurity(credentials, _server_name(settings.xds, svid.spiffe_id.trust_domain))
 
 

@@ -27,6 +27,7 @@ from proxyless.telemetry.recorder import Telemetry
 if TYPE_CHECKING:
     from proxyless.identity.source import IdentitySnapshot, IdentitySource
     from proxyless.identity.tls import TlsContexts
+    from proxyless.runtime.admin import AdminListener
     from proxyless.runtime.announce import Announcement
     from proxyless.xds.client import XdsClient
     from proxyless.xds.stream import ChannelSecurity
@@ -82,6 +83,7 @@ class Mesh:
         self._latch = Latch()
         self._xds: XdsClient | None = None
         self._announcement: Announcement | None = None
+        self._admin: AdminListener | None = None
         self._identity_source: IdentitySource | None = self._given_identity
         self._contexts: TlsContexts | None = None
         self._telemetry: Telemetry | None = None
@@ -106,6 +108,8 @@ class Mesh:
             if self.settings.xds:
                 self._start_xds()
             self._announce()
+            if self.settings.admin not in ("", "off"):
+                self._start_admin()
 
     def close(self) -> None:
         """Stop all threads; what was received stays readable. May be started again."""
@@ -113,6 +117,9 @@ class Mesh:
             if not self._started:
                 return
             self._started = False
+            if self._admin is not None:
+                self._admin.close()
+                self._admin = None
             if self._announcement is not None:
                 self._announcement.close()
                 self._announcement = None
@@ -139,6 +146,8 @@ class Mesh:
             self.settings = self.settings.with_port(port)
             if self._started:
                 self._announce()
+            if self._xds is not None:
+                self._xds.reconnect()  # the node says which port is ours
 
     # ----------------------------------------------------------------------------------------------------- parts
 
@@ -247,6 +256,12 @@ class Mesh:
         )
         self._xds.start()
 
+    def _start_admin(self) -> None:
+        from proxyless.runtime.admin import AdminListener
+
+        self._admin = AdminListener(self, self.settings.admin, self.settings.workers_dir)
+        self._admin.start()
+
     def _announce(self) -> None:
         settings = self.settings
         if not settings.service or not settings.xds or self._announcement is not None:
@@ -280,6 +295,8 @@ class Mesh:
             metrics = self.telemetry.metrics
             metrics.identify(str(identity.svid.spiffe_id))
             metrics.set(families.IDENTITY_EXPIRY, identity.svid.not_after)
+            if self.snapshot is None and self._xds is not None and not self.settings.xds.startswith("unix:"):
+                self._xds.reconnect()  # it could not connect without an identity: no need to sit out the back-off
         self._open_latch()
 
     def _open_latch(self) -> None:

@@ -164,8 +164,7 @@ class _Mesh:
         admin = free_port()
         env = self._environment(gateway.namespace, gateway.service_account, gateway.labels, admin)
         env["PROXYLESS_WORKLOAD"] = GATEWAY
-        ports = [part for number, host in self._gateway_ports.items() for part in ("--port", f"{number}:{host}")]
-        command = python_module("proxyless", "gateway", *ports, "--log-level", "warning")
+        command = python_module("proxyless", "gateway", "--log-level", "warning")
         first = next(iter(self._gateway_ports.values()), 0)
         return Child(GATEWAY, command, env, self._plan.directory, logs / "gateway.log", first, admin)
 
