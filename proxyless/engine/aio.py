@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from proxyless.engine.aio_connection import AsyncBody, AsyncConnection, AsyncExchange
@@ -63,6 +63,7 @@ class AsyncEngine:
         self._connections: set[AsyncConnection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._guard: AsyncGenerator[None, None] | None = None
+        self._closers: list[Callable[[], Awaitable[None]]] = []
         self.closed = False
 
     async def exchange(self, attempt: Attempt, body: AsyncBody = b"", timeouts: Timeouts = UNLIMITED) -> AsyncExchange:
@@ -106,9 +107,21 @@ class AsyncEngine:
         for _ in range(3):  # connection_lost is called, and the socket closed, one or two turns of the loop later
             if self._connections:
                 await asyncio.sleep(0)
+        for closer in self._closers:
+            await closer()
         if self._guard is not None:
             guard, self._guard = self._guard, None
             await guard.aclose()
+
+    def at_close(self, closer: Callable[[], Awaitable[None]]) -> None:
+        """Await this too when the engine closes."""
+        self._closers.append(closer)
+
+    async def watch_loop(self) -> None:
+        """Close the engine when its loop shuts down. Done before the first connection."""
+        if self._guard is None and not self.closed:
+            self._guard = self._close_with_loop()
+            await anext(self._guard)
 
     def abandon(self) -> None:
         """The loop is closed already, without having shut down its generators: end the connections behind its back."""
@@ -185,9 +198,7 @@ class AsyncEngine:
     async def _connect(
         self, attempt: Attempt, pool: EndpointPool[AsyncConnection], timeouts: Timeouts
     ) -> AsyncConnection:
-        if self._guard is None:
-            self._guard = self._close_with_loop()
-            await anext(self._guard)
+        await self.watch_loop()
         limit, kind = connect_limit(attempt, timeouts, self._clock())
         timer = asyncio.timeout(limit)
         try:

@@ -453,11 +453,12 @@ class AsyncExchange:
         peer: verified SPIFFE ID of the endpoint; empty without mutual TLS.
     """
 
-    __slots__ = ("_connection", "_number", "body", "headers", "peer", "reused", "status", "trailers")
+    __slots__ = ("_connection", "_number", "body", "headers", "peer", "reason", "reused", "status", "trailers")
 
     def __init__(self, connection: AsyncConnection) -> None:
         response = connection.response
-        self.status, self.headers, self.trailers = response.status, response.headers, response.trailers
+        self.status, self.reason, self.headers = response.status, response.reason, response.headers
+        self.trailers = response.trailers
         self.reused, self.peer = connection.uses > 1, connection.peer
         self._connection, self._number = connection, connection.number
         self.body: bytes | None = None

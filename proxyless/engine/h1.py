@@ -161,7 +161,7 @@ class ResponseReader:
     """Reads the answers to a connection's requests, one at a time: `begin`, then `feed` until `complete`.
 
     Attributes:
-        status, headers: the final answer; headers are raw and in order, valid once `head_done`.
+        status, reason, headers: the final answer; headers are raw and in order, valid once `head_done`.
         trailers: fields after a chunked body; never mixed into `headers`.
         size: bytes of body that wait in `take`.
         head_done: headers are complete. `complete`: so is the body.
@@ -183,6 +183,7 @@ class ResponseReader:
         "head_done",
         "headers",
         "keep_alive",
+        "reason",
         "seen",
         "size",
         "status",
@@ -203,6 +204,7 @@ class ResponseReader:
         self._quiet = self.size = self.status = 0
         self._interim = self.head_done = self.complete = self.continued = self.seen = False
         self.keep_alive = True
+        self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.trailers: list[tuple[bytes, bytes]] = []
         self._chunks: list[bytes] = []
@@ -257,6 +259,10 @@ class ResponseReader:
         if self.complete:
             self.keep_alive = False  # a second answer that nobody asked for
 
+    def on_status(self, reason: bytes) -> None:
+        if not self.complete:
+            self.reason += reason
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.complete:
             (self.trailers if self.head_done else self.headers).append((name, value))
@@ -284,7 +290,7 @@ class ResponseReader:
             raise FramingError(self._bad)  # stops the parser; `feed` raises it again
         self._interim = True
         self.continued = self.continued or status == 100
-        self.headers = []
+        self.headers, self.reason = [], b""
 
     def _persistent(self) -> bool:
         """RFC 9112 section 9.3, for answers where llhttp would count the absent body against it."""

@@ -33,11 +33,23 @@ class SyncExchange:
         peer: verified SPIFFE ID of the endpoint; empty without mutual TLS.
     """
 
-    __slots__ = ("_connection", "_engine", "_number", "body", "headers", "peer", "reused", "status", "trailers")
+    __slots__ = (
+        "_connection",
+        "_engine",
+        "_number",
+        "body",
+        "headers",
+        "peer",
+        "reason",
+        "reused",
+        "status",
+        "trailers",
+    )
 
     def __init__(self, connection: SyncConnection, engine: SyncEngine) -> None:
         response = connection.response
-        self.status, self.headers, self.trailers = response.status, response.headers, response.trailers
+        self.status, self.reason, self.headers = response.status, response.reason, response.headers
+        self.trailers = response.trailers
         self.reused, self.peer = connection.uses > 1, connection.peer
         self._connection, self._engine, self._number = connection, engine, connection.number
         self.body: bytes | None = None

@@ -233,7 +233,7 @@ class OutboundExchange:
         if type(action) is not Deliver:
             self._end_span(exchange.status, None)
             return action
-        self.response = exchange
+        self.response, self.error = exchange, None
         if exchange.body is None:
             exchange.limit(action.deadline)
         else:
