@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-import json
 import logging
 import re
 import shutil
@@ -19,6 +18,9 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from proxyless.cli.dev.plan import Plan, Process, read_plan
 from proxyless.cli.dev.processes import Child, free_port, python_module
@@ -54,10 +56,8 @@ class _Mesh:
 
     def __init__(self, plan: Plan, run: Path, logs: Path, report: Report) -> None:
         self._plan, self._run, self._report = plan, run, report
-        self._ports = {process.name: free_port() for process in plan.processes}
-        self._gateway_ports: dict[int, int] = {}
-        if plan.gateway is not None:
-            self._gateway_ports = {number: free_port(host) for number, host in plan.gateway.ports.items()}
+        self._ports = {process.name: free_port(process.port) for process in plan.processes}
+        self._settings, self._gateway_ports = _mesh_settings(plan, self._ports)
         self._config = run / "config"
         self._children = {process.name: self._child(process, logs) for process in plan.processes}
         if plan.gateway is not None:
@@ -135,22 +135,19 @@ class _Mesh:
 
     def _copy_config(self) -> None:
         shutil.copytree(self._plan.config, self._config)
-        settings = self._config / "mesh.yaml"
-        if settings.exists():
-            settings.write_text(_fill(settings.read_text(), r"\$\{(ports\.[^}]+)\}", self._names("")))
+        (self._config / "mesh.yaml").write_text(yaml.safe_dump(self._settings))
 
     def _names(self, process: str) -> dict[str, str]:
         names = {f"ports.{name}": str(port) for name, port in self._ports.items()}
-        names |= {f"ports.gateway.{number}": str(port) for number, port in self._gateway_ports.items()}
         return names | {"port": str(self._ports.get(process, 0)), "run": str(self._run), "python": sys.executable}
 
     def _child(self, process: Process, logs: Path) -> Child:
         names = self._names(process.name)
         port = self._ports[process.name]
-        env = {key: _fill(value, r"\{([\w.-]+)\}", names) for key, value in process.env.items()}
+        env = {key: _fill(value, names) for key, value in process.env.items()}
         log = logs / f"{process.name}.log"
         if process.command:
-            command = [_fill(part, r"\{([\w.-]+)\}", names) for part in process.command]
+            command = [_fill(part, names) for part in process.command]
             return Child(process.name, command, env, self._plan.directory, log, port, 0)
         admin = free_port()
         env |= self._environment(process.namespace, process.service_account, process.labels, admin)
@@ -192,8 +189,25 @@ class _Mesh:
             say(f"  {child.name:<16} http://127.0.0.1:{child.port:<6} pid {child.pid:<8} {admin}")
 
 
-def _fill(text: str, pattern: str, names: Mapping[str, str]) -> str:
-    """Replace each name that the pattern finds.
+def _mesh_settings(plan: Plan, ports: Mapping[str, int]) -> tuple[dict[str, Any], dict[int, int]]:
+    """mesh.yaml with the ports that were really taken, and the gateway's ports."""
+    path = plan.config / "mesh.yaml"
+    settings = (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
+    own = settings.get("proxyless") or {}
+    moved = {
+        f"127.0.0.1:{process.port}": f"127.0.0.1:{ports[process.name]}" for process in plan.processes if process.port
+    }
+    if "addressMap" in own:
+        own["addressMap"] = {key: moved.get(value, value) for key, value in own["addressMap"].items()}
+    gateway_ports = {}
+    if plan.gateway is not None:
+        gateway_ports = {int(number): free_port(int(host)) for number, host in (own.get("gatewayPorts") or {}).items()}
+        own["gatewayPorts"] = gateway_ports
+    return settings, gateway_ports
+
+
+def _fill(text: str, names: Mapping[str, str]) -> str:
+    """Replace each `{name}`.
 
     Raises:
         ConfigError: an unknown name.
@@ -203,9 +217,9 @@ def _fill(text: str, pattern: str, names: Mapping[str, str]) -> str:
         try:
             return names[match[1]]
         except KeyError:
-            raise ConfigError(f"{match[0]} is unknown; there are {json.dumps(sorted(names))}") from None
+            raise ConfigError(f"{match[0]} is unknown; there are {', '.join(sorted(names))}") from None
 
-    return re.sub(pattern, value, text)
+    return re.sub(r"\{([\w.-]+)\}", value, text)
 
 
 def _story(plan: Plan) -> list[Step]:

@@ -6,7 +6,6 @@
     gateway:                         optional
       serviceAccount: ingress
       labels: {istio: ingressgateway}
-      ports: {80: 8080}              Gateway port to port of this host; taken elsewhere if it is in use
     processes:
     - name: payments-v1
       app: payments:app              served by `proxyless run`; or `command: [...]` for a process outside of the mesh
@@ -14,9 +13,10 @@
       serviceAccount: payments       default: the service
       labels: {app: payments, version: v1}
       env: {VERSION: v1}
+      port: 8001                     optional: another one is taken when it is in use
 
-In `command` and `env`, `{port}` is the process's port, `{ports.NAME}` that of another, `{run}` a private directory.
-In mesh.yaml `${ports.NAME}` is filled in the same way.
+In `command` and `env`, `{port}` is the process's port, `{ports.NAME}` that of another, `{run}` a private directory. Where a
+port of the plan or of mesh.yaml's `gatewayPorts` is in use, mesh.yaml's `addressMap` and `gatewayPorts` follow to the other one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Process:
     namespace: str = "default"
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,6 @@ class Gateway:
     service_account: str = "ingress"
     namespace: str = "default"
     labels: Mapping[str, str] = field(default_factory=dict)
-    ports: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +63,8 @@ class Plan:
     svid_ttl: float = 3600.0
 
 
-_PROCESS = {"name", "app", "command", "service", "serviceAccount", "namespace", "labels", "env"}
-_GATEWAY = {"serviceAccount", "namespace", "labels", "ports"}
+_PROCESS = {"name", "app", "command", "service", "serviceAccount", "namespace", "labels", "env", "port"}
+_GATEWAY = {"serviceAccount", "namespace", "labels"}
 _TOP = {"config", "story", "svidTtl", "gateway", "processes"}
 
 
@@ -114,6 +114,7 @@ def _process(path: Path, field_path: str, entry: Any) -> Process:
         namespace=str(values.get("namespace", "default")),
         labels=_strings(values.get("labels")),
         env=_strings(values.get("env")),
+        port=int(values.get("port", 0)),
     )
 
 
@@ -123,7 +124,6 @@ def _gateway(path: Path, entry: Any) -> Gateway:
         service_account=str(values.get("serviceAccount", "ingress")),
         namespace=str(values.get("namespace", "default")),
         labels=_strings(values.get("labels")),
-        ports={int(key): int(value) for key, value in (values.get("ports") or {}).items()},
     )
 
 
