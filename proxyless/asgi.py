@@ -25,7 +25,7 @@ from proxyless.errors import ConfigError, ProxylessError
 from proxyless.runtime.exchange import InboundExchange
 from proxyless.runtime.inbound import Connection, InboundGate, MeshLike, default_mesh, gate_of, reading, serve_with
 
-__all__ = ["MeshMiddleware", "mesh_peer", "serve"]
+__all__ = ["Lifespan", "MeshMiddleware", "mesh_peer", "serve"]
 
 log = logging.getLogger("proxyless.asgi")
 
@@ -150,12 +150,12 @@ class MeshMiddleware:
         if self._start_wait and not await mesh.await_configured(self._start_wait):
             log.warning("not ready after %.1f s, serving 503 until then: %s", self._start_wait, gate.reasons())
         try:
-            await _Lifespan(receive, send).run(self.app, scope)
+            await Lifespan(receive, send).run(self.app, scope)
         finally:
             await asyncio.to_thread(mesh.close)
 
 
-class _Lifespan:
+class Lifespan:
     """The application's lifespan inside ours: it may not know the protocol, and its own errors stay its own (FC-58)."""
 
     def __init__(self, receive: Receive, send: Send) -> None:

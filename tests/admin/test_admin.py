@@ -1,0 +1,251 @@
+"""The admin listener: answers, who answers, and what it does not say."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from proxyless.core.request import Address
+from proxyless.core.resources import Cluster, ClusterType, LbEndpoint, LoadAssignment, LocalityEndpoints
+from proxyless.core.snapshot import Resources, compile_snapshot
+from proxyless.errors import SettingsError
+from proxyless.runtime.admin import AdminListener
+from proxyless.runtime.dump import redact
+from proxyless.runtime.workers import Workers, WorkerState
+from tests.asgi.helpers import Fixture, World, eventually
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
+@pytest.fixture
+def fixture(world):
+    return Fixture(world)
+
+
+@pytest.fixture
+def admin(fixture):
+    listener = AdminListener(fixture.mesh, "127.0.0.1:0")
+    listener.start()
+    yield listener
+    listener.close()
+
+
+def ask(address: str, path: str, method: str = "GET", **headers: str) -> tuple[int, str, str]:
+    if address.startswith("unix:"):
+        connection = http.client.HTTPConnection("localhost", timeout=5)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(address[5:])
+    else:
+        connection = http.client.HTTPConnection(address, timeout=5)
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    body = response.read().decode()
+    connection.close()
+    return response.status, body, response.getheader("content-type")
+
+
+def test_ready_follows_the_mesh_and_says_why_not(fixture, admin):
+    status, body, _ = ask(admin.address, "/ready")
+    assert status == 503
+    assert "PROXYLESS_XDS" in body
+    fixture.configure("STRICT")
+    assert ask(admin.address, "/ready")[:2] == (200, "ready\n")
+    fixture.source.withdraw()
+    status, body, _ = ask(admin.address, "/ready")
+    assert status == 503
+    assert "identity" in body
+    fixture.source.replace(fixture.world.svid("payments"), [fixture.world.bundle])
+    fixture.mesh.drain()
+    assert ask(admin.address, "/ready")[:2] == (503, "draining\n")
+
+
+def test_healthz_answers_whatever_the_mesh_does(admin):
+    assert ask(admin.address, "/healthz")[:2] == (200, "ok\n")
+
+
+def test_metrics_are_the_text_format_of_prometheus(fixture, admin):
+    fixture.configure("STRICT")
+    status, body, kind = ask(admin.address, "/metrics")
+    assert status == 200
+    assert kind.startswith("text/plain; version=")
+    assert "proxyless_config_generation 1.0" in body
+
+
+def test_unknown_path_lists_the_endpoints(admin):
+    status, body, _ = ask(admin.address, "/quitquitquit")
+    assert status == 404
+    assert "/config_dump" in body
+
+
+def test_only_get_and_head(admin):
+    assert ask(admin.address, "/ready", "POST")[0] == 501
+    assert ask(admin.address, "/healthz", "HEAD")[:2] == (200, "")
+
+
+def test_a_page_in_a_browser_cannot_read_the_loopback_listener(admin):
+    assert ask(admin.address, "/config_dump", host="evil.example:15000")[0] == 403
+    assert ask(admin.address, "/healthz", host="localhost:15000")[0] == 200
+
+
+def test_config_dump_shows_identity_and_settings_but_no_key(fixture, admin):
+    fixture.configure("STRICT")
+    status, body, _ = ask(admin.address, "/config_dump")
+    dumped = json.loads(body)
+    assert status == 200
+    assert dumped["proxyless"]["identity"]["spiffe_id"] == "spiffe://cluster.local/ns/default/sa/payments"
+    assert dumped["proxyless"]["generation"] == 1
+    assert [each["@type"].rpartition(".")[2] for each in dumped["configs"]] == [
+        "ListenersConfigDump",
+        "RoutesConfigDump",
+        "ClustersConfigDump",
+        "EndpointsConfigDump",
+    ]
+    key = fixture.source.current.svid.private_key
+    assert key.hex() not in body
+    assert "PRIVATE" not in body
+
+
+def test_redaction_reaches_every_depth():
+    value = {
+        "a": [{"private_key": {"inline_string": "secret"}}],
+        "header": {"key": "Authorization", "value": "Bearer secret"},
+        "other": {"key": "x-team", "value": "blue"},
+    }
+    text = json.dumps(redact(value))
+    assert "secret" not in text
+    assert "blue" in text
+
+
+def test_clusters_lists_endpoints_with_what_was_learned(fixture, admin):
+    endpoints = tuple(LbEndpoint(address=Address("10.0.0.1", port)) for port in (1, 2))
+    cluster = Cluster(
+        name="outbound|80||a",
+        type=ClusterType.STATIC,
+        assignment=LoadAssignment(name="a", localities=(LocalityEndpoints(endpoints=endpoints),)),
+    )
+    fixture.mesh._publish(compile_snapshot(Resources(clusters={cluster.name: cluster}), None, 1))
+    state = fixture.mesh.learned.cluster(cluster.name)
+    state.endpoint(Address("10.0.0.2", 1)) if False else None
+    body = ask(admin.address, "/clusters")[1]
+    assert "outbound|80||a::default_priority::max_connections::1024" in body
+    assert "outbound|80||a::10.0.0.1:1::health_flags::healthy" in body
+    assert "outbound|80||a::10.0.0.1:2::weight::1" in body
+
+
+def test_a_unix_socket_is_private_and_replaces_a_stale_one(fixture, tmp_path):
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    listener = AdminListener(fixture.mesh, f"unix:{path}")
+    listener.start()
+    try:
+        assert ask(f"unix:{path}", "/healthz")[0] == 200
+        assert path.stat().st_mode & 0o777 == 0o600
+    finally:
+        listener.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("address", ["15021", "localhost", "127.0.0.1:99999", "127.0.0.1:x"])
+def test_a_wrong_address_is_named(fixture, address):
+    with pytest.raises(SettingsError, match="PROXYLESS_ADMIN"):
+        AdminListener(fixture.mesh, address)
+
+
+def test_the_next_worker_takes_over_when_the_listening_one_ends(world, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    first = AdminListener(Fixture(world).mesh, address)
+    second = AdminListener(Fixture(world).mesh, address)
+    first.start()
+    second.start()
+    assert (first.address, second.address) == (address, "")
+    first.close()
+    eventually(lambda: second.address == address)
+    assert ask(address, "/healthz")[0] == 200
+    second.close()
+
+
+def test_one_worker_answers_ready_for_all(fixture, tmp_path):
+    fixture.configure("STRICT")
+    listener = AdminListener(fixture.mesh, "127.0.0.1:0", str(tmp_path))
+    listener.start()
+    try:
+        assert ask(listener.address, "/ready")[0] == 200
+        with other_worker(tmp_path) as pid:
+            status, body, _ = ask(listener.address, "/ready")
+            assert (status, body) == (503, f"worker {pid}: no SVID yet\n")
+        eventually(lambda: ask(listener.address, "/ready")[0] == 200)
+        assert [path.name for path in tmp_path.glob("*.json")] == [f"worker-{os.getpid()}.json"]
+    finally:
+        listener.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+class other_worker:
+    """A process that says it is not ready, and is killed without a chance to clean up."""
+
+    SCRIPT = """
+import os, sys
+from proxyless.runtime.workers import Workers, WorkerState
+workers = Workers(sys.argv[1])
+workers.tell(WorkerState(os.getpid(), False, ("no SVID yet",), 0))
+print("told", flush=True)
+sys.stdin.read()
+"""
+
+    def __init__(self, directory) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> int:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self.SCRIPT, str(self._directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout.readline() == b"told\n"
+        return self._process.pid
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def test_a_process_number_given_away_does_not_count_as_the_worker(tmp_path):
+    ours = Workers(str(tmp_path))
+    ours.tell(WorkerState(os.getpid(), True, (), 1))
+    (tmp_path / f"worker-{os.getppid()}.json").write_text(
+        json.dumps({"pid": os.getppid(), "ready": False, "reasons": [], "generation": 0})
+    )
+    (tmp_path / f"worker-{os.getppid()}.lock").touch()  # that process lives and does not hold the lock
+    assert [state.pid for state in ours.living()] == [os.getpid()]
+    ours.leave()
+
+
+def test_more_connections_than_the_bound_are_turned_away(fixture, admin, monkeypatch):
+    holders = [socket.create_connection(admin.address.split(":")) for _ in range(32)]
+    try:
+        eventually(lambda: threading.active_count() >= 32)
+        extra = socket.create_connection(admin.address.split(":"), timeout=5)
+        assert extra.recv(1) == b""
+        extra.close()
+    finally:
+        for holder in holders:
+            holder.close()
+    eventually(lambda: _answers(admin.address))
+
+
+def _answers(address: str) -> bool:
+    try:
+        return ask(address, "/healthz")[0] == 200
+    except (http.client.HTTPException, OSError):
+        return False
