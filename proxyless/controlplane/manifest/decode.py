@@ -58,6 +58,8 @@ def decode_message(context: Context, cls: type[Any], node: Node, path: str) -> A
             context.report("error", "unknown-field", here, "unknown field", hint, key.place)
             continue
         if is_null(value_node):
+            reason = "an empty value counts as absent"
+            context.report("warning", "empty", here, reason, "leave the field out, or give it a value", key.place)
             continue
         context.places[here] = key.place
         value = decode_value(context, field.shape, value_node, here)
@@ -125,6 +127,7 @@ def _decode_map(context: Context, shape: MapShape, node: Node, path: str) -> Any
         return _wrong_type(context, node, path, "a mapping of names to values")
     report_duplicates(context, node, path)
     values: dict[Any, Any] = {}
+    failed = False
     for key, value_node in node.entries:
         here = child_path(path, key.text)
         context.places[here] = key.place
@@ -132,10 +135,12 @@ def _decode_map(context: Context, shape: MapShape, node: Node, path: str) -> Any
             wanted = "a number" if shape.number_keys else "a string"
             hint = f'quote it: "{key.text}"' if not shape.number_keys else ""
             context.report("error", "type", here, f"the key must be {wanted}, found {_describe(key)}", hint, key.place)
+            failed = True
             continue
         value = decode_value(context, shape.value, value_node, here)
+        failed |= value is FAILED
         values[int(key.text) if shape.number_keys else key.text] = value
-    return FAILED if any(value is FAILED for value in values.values()) else values
+    return FAILED if failed else values
 
 
 def _decode_percent(context: Context, node: Node, path: str) -> Any:

@@ -86,6 +86,8 @@ def read_documents(content: bytes | str, file: str) -> Iterator[Node | SyntaxPro
         yield text
         return
     for first_line, chunk in _split(text):
+        if not chunk.strip():
+            continue
         try:
             node = _Composer(chunk).get_single_node()
             if node is not None:

@@ -105,11 +105,9 @@ def check_labels(context: Context, path: str, labels: Mapping[str, str]) -> None
             context.error(here, f"{value!r} is no label value", hint)
 
 
-def check_selector(context: Context, path: str, labels: Mapping[str, str] | None) -> None:
-    """``labels`` None: there is no selector."""
-    if labels is None:
-        return
-    check_labels(context, path, labels)
+def check_selector(context: Context, path: str, labels: Mapping[str, str], field: str = "matchLabels") -> None:
+    """A selector that is written; ``field`` of it holds the labels."""
+    check_labels(context, f"{path}.{field}", labels)
     if not labels:
         context.warn(path, "an empty selector selects every workload", "leave it out if that is meant")
 

@@ -176,7 +176,7 @@ def check_sidecar(context: Context, spec: Sidecar) -> None:
     if spec == Sidecar():
         context.error("spec", "an empty Sidecar", "egress, ingress or outboundTrafficPolicy", code="required")
     if spec.workload_selector is not None:
-        check_selector(context, "spec.workloadSelector", spec.workload_selector.labels)
+        check_selector(context, "spec.workloadSelector", spec.workload_selector.labels, "labels")
     for index, listener in enumerate(spec.egress):
         _check_egress(context, f"spec.egress[{index}]", listener, is_last=index == len(spec.egress) - 1)
     for index, ingress in enumerate(spec.ingress):
