@@ -129,7 +129,7 @@ class TcpTls:
             names.append(host)
         self._names = tuple(names)
         self._svid: X509Svid = self._issue()
-        self._shown: tuple[str, tuple[bytes, ...]] | None = None
+        self._anchors: tuple[bytes, ...] = ()
 
     async def listen(self, address: str, handlers: Handlers) -> tuple[grpc.aio.Server, int]:
         """Start to serve; the port that was bound.
@@ -171,16 +171,14 @@ class TcpTls:
 
     def _renewed(self) -> Any:
         """Called by gRPC before each handshake: a new configuration, or None to keep the one before."""
-        if self._authority.now() >= self._due:
-            self._svid = self._issue()
-        if self._shown == (self._svid.serial, self._authority.bundle):
+        if self._authority.now() < self._due and self._anchors == self._authority.bundle:
             return None
+        self._svid = self._issue()
         return self._configuration()
 
     def _configuration(self) -> Any:
-        anchors = self._authority.bundle
-        self._shown = self._svid.serial, anchors
+        self._anchors = self._authority.bundle
         return grpc.ssl_server_certificate_configuration(
             [(self._svid.key_pem(), self._svid.chain_pem())],
-            root_certificates=TrustBundle(self._authority.trust_domain, anchors).pem(),
+            root_certificates=TrustBundle(self._authority.trust_domain, self._anchors).pem(),
         )
