@@ -6,6 +6,7 @@ with or without endpoints) and from the workloads that have registered themselve
 
 from __future__ import annotations
 
+import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -157,8 +158,9 @@ class Registry:
         return next((service for service in self.services if service.host == host), None)
 
     def at(self, ips: Iterable[str]) -> list[tuple[Service, Endpoint]]:
-        """The declared endpoints with one of these addresses, by which istiod recognises a workload."""
-        return [found for ip in ips for found in self._by_address.get(ip, ())]
+        """The declared endpoints with one of these addresses, by which istiod recognises a workload. A loopback address
+        belongs to every process of a host, so it identifies none."""
+        return [found for ip in ips if not _is_loopback(ip) for found in self._by_address.get(ip, ())]
 
     def identities_of(self, host: str) -> tuple[tuple[str, str], ...]:
         """(namespace, service account) of everyone whom the operator lets serve `host`, sorted."""
@@ -179,6 +181,13 @@ class Registry:
             if (grant.namespace, grant.service_account) == (namespace, service_account):
                 labels.update(grant.labels)
         return labels
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def exported(export_to: Sequence[str], owner: str, namespace: str) -> bool:
