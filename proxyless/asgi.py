@@ -105,7 +105,7 @@ class MeshMiddleware:
         extensions = scope.get("extensions")
         connection = extensions.get(EXTENSION) if extensions else None
         if not isinstance(connection, Connection):
-            connection = self._plaintext(scope)
+            connection = self._plaintext(scope, gate)
         elif connection.gate is gate:  # enforced further out, by the server's protocol or an outer middleware
             await self.app(scope, receive, send)
             return
@@ -117,7 +117,7 @@ class MeshMiddleware:
         self._gate = gate = gate_of(mesh)
         return gate
 
-    def _plaintext(self, scope: Scope) -> Connection:
+    def _plaintext(self, scope: Scope, gate: InboundGate) -> Connection:
         """The peer of a server that knows nothing of us: anonymous, judged as plain text whatever `scheme` claims.
 
         A client with port 0 was written by a middleware that believed X-Forwarded-For; the socket's address is lost then, so
@@ -126,12 +126,13 @@ class MeshMiddleware:
         client, server = scope.get("client"), scope.get("server")
         key = (tuple(client) if client else None, tuple(server) if server else None)
         connection = self._anonymous.get(key)
-        if connection is None:
+        if connection is None or connection.gate is not gate:
             remote = Address(client[0], client[1] or 0) if client and client[1] else Address("", 0)
             local = Address(server[0], server[1] or 0) if server else Address("", 0)
             if len(self._anonymous) >= 1024:
                 self._anonymous.clear()
             connection = self._anonymous[key] = Connection.plaintext(local, remote)
+            connection.gate = gate
         return connection
 
     # ------------------------------------------------------------------------------------------------------- lifespan
@@ -147,8 +148,9 @@ class MeshMiddleware:
         state = scope.get("state")
         if state is not None:
             state[STATE] = mesh
-        if self._start_wait and not await mesh.await_configured(self._start_wait):
-            log.warning("not ready after %.1f s, serving 503 until then: %s", self._start_wait, gate.reasons())
+        wait = self._start_wait if mesh.settings.xds else 0.0
+        if not await mesh.await_configured(wait):
+            log.warning("not ready after %.1f s, serving 503 until then: %s", wait, gate.reasons())
         try:
             await Lifespan(receive, send).run(self.app, scope)
         finally:

@@ -134,8 +134,6 @@ def test_clusters_lists_endpoints_with_what_was_learned(fixture, admin):
         assignment=LoadAssignment(name="a", localities=(LocalityEndpoints(endpoints=endpoints),)),
     )
     fixture.mesh._publish(compile_snapshot(Resources(clusters={cluster.name: cluster}), None, 1))
-    state = fixture.mesh.learned.cluster(cluster.name)
-    state.endpoint(Address("10.0.0.2", 1)) if False else None
     body = ask(admin.address, "/clusters")[1]
     assert "outbound|80||a::default_priority::max_connections::1024" in body
     assert "outbound|80||a::10.0.0.1:1::health_flags::healthy" in body

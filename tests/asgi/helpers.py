@@ -278,6 +278,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.server.should_exit = True
         self._thread.join(10)
+        self._socket.close()
         assert not self._thread.is_alive(), "the server did not stop"
 
 
