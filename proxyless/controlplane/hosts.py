@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["expand", "is_wildcard", "matches", "more_specific", "most_specific", "subset_of"]
+__all__ = ["HostSet", "expand", "is_wildcard", "matches", "more_specific", "most_specific", "subset_of"]
 
 
 def is_wildcard(host: str) -> bool:
@@ -42,6 +42,32 @@ def more_specific(left: str, right: str) -> bool:
     if len(left) != len(right):
         return len(left) > len(right)
     return left < right or left == right == ""
+
+
+class HostSet:
+    """Many patterns; finds the one that covers a host without looking at each."""
+
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        self._exact: set[str] = set()
+        self._suffixes: set[str] = set()
+        for pattern in patterns:
+            self.add(pattern)
+
+    def add(self, pattern: str) -> None:
+        if is_wildcard(pattern):
+            self._suffixes.add(pattern[1:])
+        else:
+            self._exact.add(pattern)
+
+    def covering(self, host: str) -> str | None:
+        """The most specific pattern of which ``host`` is a subset: itself, else the longest wildcard."""
+        if host in self._exact:
+            return host
+        bare = host[1:] if is_wildcard(host) else host
+        for start in range(len(bare) + 1):
+            if bare[start:] in self._suffixes:
+                return f"*{bare[start:]}"
+        return None
 
 
 def most_specific(host: str, candidates: Iterable[str]) -> str | None:

@@ -59,10 +59,17 @@ def test_names_come_before_wildcards_then_longer_before_shorter() -> None:
         assert not hosts.more_specific(second, first)
 
 
-def test_the_most_specific_rule_is_the_exact_one_then_the_longest_wildcard() -> None:
-    assert hosts.most_specific("a.shop.com", ["*", "*.com", "*.shop.com"]) == "*.shop.com"
-    assert hosts.most_specific("a.shop.com", ["*.shop.com", "a.shop.com"]) == "a.shop.com"
-    assert hosts.most_specific("a.shop.com", ["*.net"]) is None
+def test_the_most_specific_pattern_is_the_exact_one_then_the_longest_wildcard() -> None:
+    assert hosts.HostSet(["*", "*.com", "*.shop.com"]).covering("a.shop.com") == "*.shop.com"
+    assert hosts.HostSet(["*.shop.com", "a.shop.com"]).covering("a.shop.com") == "a.shop.com"
+    assert hosts.HostSet(["*.net"]).covering("a.shop.com") is None
+
+
+@given(HOSTS, st.lists(HOSTS, max_size=6))
+def test_a_set_finds_what_looking_at_every_pattern_finds(host: str, patterns: list[str]) -> None:
+    covering = [pattern for pattern in patterns if hosts.subset_of(host, pattern)]
+    best = next((p for p in covering if all(p == o or hosts.more_specific(p, o) for o in covering)), None)
+    assert hosts.HostSet(patterns).covering(host) == best
 
 
 @pytest.mark.parametrize(

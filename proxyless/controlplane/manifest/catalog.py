@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxyless.controlplane.hosts import expand, is_wildcard, most_specific
+from proxyless.controlplane.hosts import HostSet, expand, is_wildcard
 
 from .meshconfig import MeshConfig
 from .model import AnyResource, DestinationRule, Gateway, Resource, ServiceEntry, WorkloadEntry
@@ -37,10 +37,12 @@ class Catalog:
 
     mesh: MeshConfig
     services: dict[str, KnownService] = field(default_factory=dict)
-    wildcards: list[str] = field(default_factory=list)
+    wildcards: HostSet = field(default_factory=HostSet)
     rules: dict[str, list[Resource[DestinationRule]]] = field(default_factory=lambda: defaultdict(list))
+    rule_hosts: HostSet = field(default_factory=HostSet)
     gateways: dict[str, Resource[Gateway]] = field(default_factory=dict)
     workloads: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
+    _subsets: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, resources: Iterable[AnyResource], mesh: MeshConfig, known_hosts: Iterable[str] = ()) -> Catalog:
@@ -60,13 +62,15 @@ class Catalog:
 
     def _service(self, host: str) -> KnownService:
         if is_wildcard(host):
-            self.wildcards.append(host)
+            self.wildcards.add(host.lower())
         return self.services.setdefault(host.lower(), KnownService(host.lower()))
 
     def _add(self, resource: Resource[Any]) -> None:
         spec = resource.spec
         if isinstance(spec, DestinationRule):
-            self.rules[expand(spec.host, resource.namespace)].append(resource)
+            host = expand(spec.host, resource.namespace)
+            self.rules[host].append(resource)
+            self.rule_hosts.add(host)
         elif isinstance(spec, Gateway):
             self.gateways[f"{resource.namespace}/{resource.name}"] = resource
         elif isinstance(spec, WorkloadEntry):
@@ -85,14 +89,18 @@ class Catalog:
     def service(self, host: str) -> KnownService | None:
         """The service that a full host name stands for, through wildcards too."""
         found = self.services.get(host)
-        if found is None and (covering := most_specific(host, self.wildcards)) is not None:
+        if found is None and (covering := self.wildcards.covering(host)) is not None:
             return self.services.get(covering)
         return found
 
     def rules_for(self, host: str) -> list[Resource[DestinationRule]]:
-        """Every DestinationRule whose host covers this one, whichever would win."""
-        exact = self.rules.get(host, [])
-        return exact or [
-            rule for pattern, rules in self.rules.items() if is_wildcard(pattern) and host.endswith(pattern[1:])
-            for rule in rules
-        ]  # fmt: skip
+        """The DestinationRules of the most specific host that covers this one, of any namespace."""
+        covering = self.rule_hosts.covering(host)
+        return self.rules[covering] if covering is not None else []
+
+    def has_subset(self, host: str, name: str) -> bool:
+        known = self._subsets.get(host)
+        if known is None:
+            known = frozenset(subset.name for rule in self.rules_for(host) for subset in rule.spec.subsets)
+            self._subsets[host] = known
+        return name in known

@@ -10,6 +10,7 @@ from typing import Any, Final
 from .context import Context, child_path
 from .durations import EXAMPLE, DurationError, parse_duration
 from .hints import about_unknown_field, did_you_mean
+from .model import Destination, MutualTLS, PortSelector, ProviderRef, StringMatch
 from .schema import (
     BooleanShape,
     BytesShape,
@@ -33,6 +34,14 @@ __all__ = ["FAILED", "decode_message", "decode_value", "is_null"]
 FAILED: Final = object()
 """Stands for a value that could not be read; its message has been reported."""
 
+# The field that people mean when they write one word where a message is expected.
+_MAIN_FIELDS: Final[dict[type[Any], str]] = {
+    StringMatch: "exact",
+    Destination: "host",
+    PortSelector: "number",
+    MutualTLS: "mode",
+    ProviderRef: "name",
+}
 _TRUE: Final = frozenset({"y", "yes", "true", "on"})
 _INTEGER: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,19})")
 
@@ -44,7 +53,7 @@ def is_null(node: Node) -> bool:
 def decode_message(context: Context, cls: type[Any], node: Node, path: str) -> Any:
     """An instance of the dataclass, or FAILED."""
     if not isinstance(node, YamlMapping):
-        return _wrong_type(context, node, path, "a mapping of fields")
+        return _wrong_type(context, node, path, "a mapping of fields", _long_form(cls, node))
     schema = schema_of(cls)
     values: dict[str, Any] = {}
     failed = False
@@ -69,6 +78,14 @@ def decode_message(context: Context, cls: type[Any], node: Node, path: str) -> A
         failed |= field.required and _missing(context, field, values, node, path)
     context.ancestors.pop()
     return FAILED if failed else cls(**values)
+
+
+def _long_form(cls: type[Any], node: Node) -> str:
+    """``{host: cart}`` for a destination that was written as the bare word ``cart``."""
+    field = _MAIN_FIELDS.get(cls)
+    if field is None or not isinstance(node, YamlScalar) or node.type == "null":
+        return ""
+    return f"write {{{field}: {node.text[:60]}}}"
 
 
 def report_duplicates(context: Context, node: YamlMapping, path: str) -> None:

@@ -79,14 +79,15 @@ def load_paths(paths: Iterable[str | Path] | Literal["-"], default_namespace: st
         if str(path) == "-":
             loading.read(sys.stdin.buffer.read(), "<stdin>")
             continue
-        found = list(manifest_files(Path(path)))
-        if not found:
-            loading.file_problem(str(path), "no YAML file here" if Path(path).is_dir() else "no such file")
+        try:
+            found = list(manifest_files(Path(path)))
+            if not found:
+                loading.file_problem(str(path), "no YAML file here" if Path(path).is_dir() else "no such file")
+        except OSError as error:
+            found = []
+            loading.file_problem(str(path), f"cannot be read: {error.strerror or error}")
         for file in found:
-            try:
-                loading.read(file.read_bytes(), str(file))
-            except OSError as error:
-                loading.file_problem(str(file), f"cannot be read: {error.strerror or error}")
+            loading.read_file(file)
     return loading.result()
 
 
@@ -111,6 +112,14 @@ class _Loading:
 
     def file_problem(self, file: str, reason: str) -> None:
         self.messages.append(Message("error", "file", Place(file, 1, 1), "", reason))
+
+    def read_file(self, file: Path) -> None:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            self.file_problem(str(file), f"cannot be read: {error.strerror or error}")
+        else:
+            self.read(content, str(file))
 
     def read(self, content: bytes | str, file: str) -> None:
         for document in read_documents(content, file):

@@ -5,10 +5,9 @@ than they seem to. All findings are warnings and notices; the configuration stay
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations
 from typing import Any
 
-from proxyless.controlplane.hosts import expand, is_wildcard, matches
+from proxyless.controlplane.hosts import HostSet, expand, is_wildcard, matches
 
 from .catalog import Catalog
 from .meshconfig import MeshConfig
@@ -30,7 +29,8 @@ from .model import (
     VirtualService,
 )
 from .rules.destination import hosts_until_ejection, never_ejects
-from .rules.routing import MESH, covers
+from .rules.reach import Reach
+from .rules.routing import MESH
 
 __all__ = ["check_references"]
 
@@ -124,7 +124,7 @@ def _destination(catalog: Catalog, resource: Resource[Any], path: str, target: D
         reason = f"{host} has no port {target.port.number}: requests to it get 503 NC"
         yield _say(resource, "warning", "port-not-found", f"{path}.port.number", reason, f"ports: {ports}")
     rules = catalog.rules_for(host)
-    if target.subset and not any(subset.name == target.subset for rule in rules for subset in rule.spec.subsets):
+    if target.subset and not catalog.has_subset(host, target.subset):
         reason = f"no DestinationRule declares subset {target.subset!r} of {host}: requests to it get 503 NC"
         hint = f"add it to {rules[0].kind} {rules[0].namespace}/{rules[0].name}" if rules else "add a DestinationRule"
         yield _say(resource, "warning", "subset-not-found", f"{path}.subset", reason, hint)
@@ -137,8 +137,9 @@ def _gateway(catalog: Catalog, resource: Resource[VirtualService], path: str, na
         yield _say(resource, "warning", "gateway-not-found", path, reason)
         return
     offered = [host.rpartition("/")[2] for server in gateway.spec.servers for host in server.hosts]
+    wanted = HostSet(offered)
     for index, host in enumerate(resource.spec.hosts):
-        if not any(matches(host, other) for other in offered):
+        if wanted.covering(host) is None and not (is_wildcard(host) and any(matches(host, o) for o in offered)):
             reason = f"{host!r} is none of the hosts of Gateway {gateway.namespace}/{gateway.name}"
             yield _say(
                 resource, "warning", "host-not-in-gateway", f"spec.hosts[{index}]", reason, ", ".join(offered[:5])
@@ -311,23 +312,18 @@ def _same_mesh_host(host: str, bound: list[Resource[VirtualService]]) -> Iterato
 
 def _same_gateway_host(bound: list[Resource[VirtualService]]) -> Iterator[Message]:
     """At a gateway the routes of several are joined, oldest first."""
-    for older, newer in combinations(bound, 2):
-        for index, http in enumerate(newer.spec.http):
+    reach: Reach[tuple[Resource[VirtualService], str]] = Reach()
+    for resource in bound:
+        for index, http in enumerate(resource.spec.http):
             for number, match in enumerate(http.match):
-                taker = next(
-                    (
-                        f"spec.http[{i}].match[{j}]"
-                        for i, earlier in enumerate(older.spec.http)
-                        for j, other in enumerate(earlier.match)
-                        if covers(other, match)
-                    ),
-                    None,
-                )
-                if taker is not None:
-                    reason = f"never reached: {taker} of {older.namespace}/{older.name} takes these requests before"
+                path = f"spec.http[{index}].match[{number}]"
+                owner = reach.taker(match)
+                if owner is not None and owner[0] is not resource:
+                    older = f"{owner[0].namespace}/{owner[0].name}"
+                    reason = f"never reached: {owner[1]} of {older} takes these requests before"
                     hint = "the older resource comes first, prefixes are plain text"
-                    path = f"spec.http[{index}].match[{number}]"
-                    yield _say(newer, "warning", "unreachable", path, reason, hint)
+                    yield _say(resource, "warning", "unreachable", path, reason, hint)
+                reach.add(match, (resource, path))
 
 
 def _competing_peer_authentications(resources: list[AnyResource], root_namespace: str) -> Iterator[Message]:

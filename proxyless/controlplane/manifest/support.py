@@ -17,6 +17,7 @@ __all__ = ["report_unsupported"]
 _LATER: Final = ""
 _ENVOY: Final = "it needs Envoy, and there is none"
 _TCP: Final = "a library sees no raw TCP"
+_TOKENS: Final = "tokens are not read: there is never a value"
 _SECRETS: Final = "certificates come from the mesh only"
 
 _TRAFFIC_POLICY: Final = {
@@ -68,6 +69,8 @@ _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
     "TrafficExtension": {"spec": _ENVOY},
     "ProxyConfig": {"spec": _ENVOY},
     "AuthorizationPolicy": {
+        "spec.rules.from.source.requestPrincipals": _TOKENS,
+        "spec.rules.from.source.notRequestPrincipals": _TOKENS,
         "spec.targetRef": "it is for gateways and waypoints of Kubernetes",
         "spec.targetRefs": "it is for gateways and waypoints of Kubernetes",
         "spec.provider": "there is no external authorization: what the rules match is denied",

@@ -154,6 +154,8 @@ def _explain(error: yaml.MarkedYAMLError, chunk: str, file: str, first_line: int
         hint = "looks like a template: render it first"
     elif "\t" in line[: len(line) - len(line.lstrip())] or "'\\t'" in (error.problem or ""):
         hint = "indent with spaces, not tabs"
+    elif error.context == "while scanning an alias" or "that cannot start any token" in (error.problem or ""):
+        hint = "quote a value that begins with *, &, %, @ or another special character"
     elif "mapping values are not allowed" in (error.problem or ""):
         hint = "check the indentation, and quote a value that holds ': '"
     return SyntaxProblem(_place(mark, file, first_line), f"broken YAML: {', '.join(parts)}", hint)

@@ -84,6 +84,27 @@ def test_a_value_of_the_wrong_type_is_named_as_what_it_is(spec: str, path: str, 
     assert error.reason.endswith(f"found {found}")
 
 
+@pytest.mark.parametrize(
+    ("http", "hint"),
+    [
+        ("match: [{headers: {x-a: v1}}]", "write {exact: v1}"),
+        ("route: [{destination: cart}]", "write {host: cart}"),
+        ("route: [{destination: {host: cart, port: 80}}]", "write {number: 80}"),
+        ("fault: {abort: {percentage: 10%}}", "write {value: 10}"),
+        ("match: {uri: {prefix: /}}", "put '- ' before each element"),
+    ],
+)
+def test_a_short_form_gets_the_long_one_as_hint(http: str, hint: str) -> None:
+    assert hint in [error.hint for error in errors(route(http))]
+
+
+@pytest.mark.parametrize("host", ["*", "*.example.com", "@x", "%x", "`x`"])
+def test_a_host_with_an_unquoted_special_character_gets_quotes_as_hint(host: str) -> None:
+    error = only_error(load("Gateway", f"servers:\n- hosts:\n  - {host}\n  port: {{number: 80}}"))
+    assert error.code == "yaml"
+    assert error.hint.startswith("quote")
+
+
 def test_a_duplicate_key_is_refused_with_both_lines() -> None:
     error = only_error(route("timeout: 1s\nroute: [{destination: {host: cart}}]\ntimeout: 2s"))
     assert (error.code, error.path, error.place.line) == ("duplicate-key", "spec.http[0].timeout", 9)

@@ -259,6 +259,9 @@ def _check_condition(context: Context, path: str, condition: Condition, action: 
     elif key and key not in _PLAIN_KEYS and not _CLAIM_KEY.fullmatch(key) and not _FILTER_KEY.fullmatch(key):
         hint = "for example source.ip, request.headers[x-a], request.auth.claims[iss]"
         context.error(f"{path}.key", f"unknown key {key[:60]!r}", hint)
+    if key.startswith("request.auth."):
+        reason = "accepted, not acted on by proxyless"
+        context.warn(f"{path}.key", reason, "tokens are not read: there is never a value", code="unsupported")
     if key == "remote.ip":
         reason = "inside the mesh this is the last address of X-Forwarded-For, which any caller can write"
         context.warn(f"{path}.key", reason, "use source.ip, or this at a gateway only", code="forgeable")

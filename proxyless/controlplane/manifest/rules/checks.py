@@ -168,6 +168,7 @@ _RE2_ATOMS: Final = re.compile(
     re.DOTALL,
 )
 _NOT_RE2: Final = re.compile(r"\(\?(?:=|!|<=|<!|>|\(|#|P=)|[*+?}]\+")
+_LONGEST_PATTERN: Final = 10_000
 _REPEAT: Final = re.compile(r"\{([0-9]+)(?:,([0-9]*))?\}")
 
 
@@ -176,6 +177,8 @@ def regex_problem(pattern: str) -> str:
 
     Python's own parser judges the structure, after what only RE2 has was replaced by plain atoms.
     """
+    if len(pattern) > _LONGEST_PATTERN:
+        return f"more than {_LONGEST_PATTERN} characters"
     if re.search(r"(?<!\\)(?:\\\\)*\\[1-9]", pattern):
         return "RE2 has no back-references"
     plain = _RE2_ATOMS.sub(_as_atom, pattern)

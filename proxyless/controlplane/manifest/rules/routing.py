@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -35,8 +35,9 @@ from .checks import (
     is_ip,
     is_namespace,
 )
+from .reach import Reach
 
-__all__ = ["MESH", "RETRY_WORDS", "check_destination", "check_retry", "check_virtual_service", "covers"]
+__all__ = ["MESH", "RETRY_WORDS", "check_destination", "check_retry", "check_virtual_service"]
 
 RETRY_WORDS: Final = (
     "5xx",
@@ -102,10 +103,22 @@ def _check_hosts(context: Context, spec: VirtualService, *, in_mesh: bool) -> No
             good = False
     if not good:
         return
-    for index, host in enumerate(spec.hosts):
-        earlier = next((other for other in spec.hosts[:index] if hosts.matches(host, other)), None)
-        if earlier is not None:
-            context.error(f"spec.hosts[{index}]", f"{host!r} overlaps with {earlier!r}")
+    for index, other in _overlaps(spec.hosts):
+        context.error(f"spec.hosts[{index}]", f"{spec.hosts[index]!r} overlaps with {other!r}")
+
+
+def _overlaps(names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(index, other) where a host is covered by another one of the list; of two equal ones the second."""
+    seen: set[str] = set()
+    wildcards = hosts.HostSet(name for name in names if hosts.is_wildcard(name))
+    for index, name in enumerate(names):
+        if name in seen:
+            yield index, name
+        elif not hosts.is_wildcard(name) or len(name) > 1:
+            strictly_wider = wildcards.covering(f"*{name[2:]}" if hosts.is_wildcard(name) else name)
+            if strictly_wider is not None:
+                yield index, strictly_wider
+        seen.add(name)
 
 
 def _check_gateway_name(context: Context, path: str, gateway: str) -> None:
@@ -156,6 +169,9 @@ def _check_match(context: Context, path: str, match: HTTPMatchRequest, *, in_mes
             if name.startswith(_CLAIM_PREFIX):
                 if in_mesh:
                     context.error(here, "claims can be matched at gateways only", "list gateways without 'mesh'")
+                else:
+                    reason = "accepted, not acted on by proxyless"
+                    context.warn(here, reason, "tokens are not read: this never matches", code="unsupported")
             else:
                 check_header_name(context, here, name)
                 _warn_pseudo_header(context, here, name)
@@ -259,6 +275,7 @@ def _check_retry_on(context: Context, path: str, text: str) -> None:
 
 
 def _check_tls_route(context: Context, path: str, route: TLSRoute, own_hosts: Sequence[str]) -> None:
+    own = hosts.HostSet(own_hosts)
     for number, match in enumerate(route.match):
         here = f"{path}.match[{number}]"
         for index, name in enumerate(match.sni_hosts):
@@ -267,7 +284,7 @@ def _check_tls_route(context: Context, path: str, route: TLSRoute, own_hosts: Se
                 context.warn(sni, f"{name} is an address: no client sends it as SNI")
             elif not is_host(name, wildcard=True):
                 context.error(sni, f"{name[:80]!r} is no host name")
-            elif own_hosts and not any(hosts.subset_of(name, host) for host in own_hosts):
+            elif own_hosts and own.covering(name) is None:
                 context.error(sni, f"{name!r} is not covered by spec.hosts")
         check_cidrs(context, f"{here}.destinationSubnets", match.destination_subnets)
         _check_where(context, here, match.port, match.source_labels, match.gateways)
@@ -286,7 +303,7 @@ def _check_tcp_route(context: Context, path: str, route: TCPRoute) -> None:
 
 def _warn_unreachable(context: Context, routes: Sequence[HTTPRoute]) -> None:
     """Matches that an earlier one has taken already (first match wins)."""
-    earlier: list[tuple[str, HTTPMatchRequest]] = []
+    reach: Reach[str] = Reach()
     for number, route in enumerate(routes):
         if not route.match and number < len(routes) - 1:
             context.warn(
@@ -298,24 +315,11 @@ def _warn_unreachable(context: Context, routes: Sequence[HTTPRoute]) -> None:
             return
         for index, match in enumerate(route.match):
             path = f"spec.http[{number}].match[{index}]"
-            taker = next((where for where, other in earlier if covers(other, match)), None)
+            taker = reach.taker(match)
             if taker is not None:
                 reason = f"never reached: {taker} takes these requests before"
                 context.warn(path, reason, "first match wins, prefixes are plain text", code="unreachable")
-            earlier.append((path, match))
-    for index in duplicates(route.name for route in routes if route.name):
-        name = [route.name for route in routes if route.name][index]
-        context.warn("spec.http", f"two routes are named {name!r}")
-
-
-def covers(first: HTTPMatchRequest, second: HTTPMatchRequest) -> bool:
-    """``first`` matches by its uri alone, and everything that ``second`` can match."""
-    only_uri = HTTPMatchRequest(uri=first.uri, name=first.name, stat_prefix=first.stat_prefix)
-    if first != only_uri or first.uri is None:
-        return False
-    prefix, later = first.uri.prefix, second.uri
-    if later is None:
-        return prefix in ("", "/")
-    if prefix is not None and not second.ignore_uri_case:
-        return any(text is not None and text.startswith(prefix) for text in (later.prefix, later.exact))
-    return first.uri == later and not second.ignore_uri_case
+            reach.add(match, path)
+    names = [route.name for route in routes if route.name]
+    for index in duplicates(names):
+        context.warn("spec.http", f"two routes are named {names[index]!r}")
