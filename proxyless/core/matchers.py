@@ -133,10 +133,12 @@ class HeaderMatcher:
         return self._any(values) != self.invert
 
     def _any(self, values: Sequence[str]) -> bool:
-        if self.string is not None:
-            test = self.string.matches
-            return any(test(wire_text(value)) for value in values)
-        return any(self._in_range(value) for value in values)
+        if self.string is None:
+            return any(self._in_range(value) for value in values)
+        test = self.string.matches
+        if len(values) == 1:
+            return test(wire_text(values[0]))
+        return any(test(wire_text(value)) for value in values)
 
     def _in_range(self, value: str) -> bool:
         start, end = self.range or (0, 0)

@@ -76,15 +76,15 @@ class Request:
     def values(self, name: str) -> Sequence[str]:
         """Values of a header in order, decoded as latin-1; empty when absent. `name` is lower case; `:method`, `:path`,
         `:authority` and `:scheme` are known."""
+        if name[:1] == ":":
+            return self._pseudo(name)
+        if name == "host":
+            return (self.authority,)
         index = self._index
         if index is None:
             index = self._index = {}
             for key, value in self.headers:
                 index.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-        if name[:1] == ":":
-            return self._pseudo(name)
-        if name == "host":
-            return (self.authority,)
         return index.get(name, ())
 
     def _pseudo(self, name: str) -> Sequence[str]:

@@ -145,6 +145,8 @@ def _set(kind: str, values: Any, field: str, nested: Callable[[Any], Rule], dept
     if not values:
         raise FieldError(f"{kind}.{field}", "needs at least one entry")
     rules = each(f"{kind}.{field}", _bounded(nested, depth), values)
+    if len(rules) == 1:
+        return rules[0]
     return AndRule(rules) if kind.startswith("and") else OrRule(rules)
 
 
