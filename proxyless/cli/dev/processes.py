@@ -63,7 +63,7 @@ class Child:
             )  # fmt: skip
 
     async def wait_ready(self, timeout: float) -> None:
-        """Wait until the admin listener says ready, or the port accepts connections.
+        """Wait until the admin listener, if there is one, says ready, and the port accepts connections.
 
         Raises:
             ProcessFailedError: it ended, or is not ready in time.
@@ -84,7 +84,8 @@ class Child:
         try:
             if self.admin:
                 answer = await client.get(f"http://127.0.0.1:{self.admin}/ready")
-                return answer.status_code == 200, answer.text.strip()
+                if answer.status_code != 200:
+                    return False, answer.text.strip()
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
             writer.close()
         except (httpx.HTTPError, OSError) as error:

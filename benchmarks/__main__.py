@@ -1,0 +1,215 @@
+"""`python -m benchmarks [--rounds N] [--seconds S]`: see README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.certificates import write_certificates
+from proxyless.cli.dev.processes import free_port
+from proxyless.controlplane.server import ControlPlane
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ("httpx2", "httpx")
+CONCURRENCY = (1, 16)
+METRICS = {"rps": "requests/s", "p50_ms": "p50", "p99_ms": "p99", "cpu_ms": "CPU per request"}
+# Requests/s against the same client library without a mesh; the bare prototype of the engine reached 2 and 3.9.
+FLOORS = {("httpx2", 1, "rps"): 1.3, ("httpx2", 16, "rps"): 2.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server process and how to call it."""
+
+    url: str
+    pid: int
+    env: Mapping[str, str]
+    arguments: Sequence[str] = ()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--library", action="append", choices=LIBRARIES)
+    arguments = parser.parse_args()
+    libraries = arguments.library or list(LIBRARIES)
+    with tempfile.TemporaryDirectory(prefix="proxyless-bench-") as folder, contextlib.ExitStack() as stack:
+        ours = stack.enter_context(mesh_server(Path(folder)))
+        bare = stack.enter_context(bare_server(Path(folder)))
+        cells = [(library, kind, c) for library in libraries for c in CONCURRENCY for kind in ("ours", "bare")]
+        rounds: list[dict[tuple[str, str, int], dict[str, float]]] = []
+        for number in range(arguments.rounds):
+            measured = {}
+            for cell in cells if number % 2 == 0 else reversed(cells):
+                measured[cell] = run_cell(*cell, ours if cell[1] == "ours" else bare, arguments.seconds)
+                print(
+                    f"round {number + 1}/{arguments.rounds} {cell[0]} {cell[1]} at {cell[2]}: {measured[cell]['rps']:.0f}/s",
+                    file=sys.stderr,
+                )
+            rounds.append(measured)
+    return report(rounds, libraries)
+
+
+def run_cell(library: str, kind: str, concurrency: int, server: Server, seconds: float) -> dict[str, float]:
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.client",
+        library,
+        kind,
+        server.url,
+        str(concurrency),
+        str(seconds),
+        str(server.pid),
+    ]
+    done = subprocess.run(
+        [*command, *server.arguments],
+        cwd=ROOT,
+        env={**os.environ, **server.env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{library} {kind} at {concurrency}: {done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    if result["failed"]:
+        raise SystemExit(f"{library} {kind} at {concurrency}: {result['failed']:.0f} calls failed")
+    return result
+
+
+def report(rounds: list[dict[tuple[str, str, int], dict[str, float]]], libraries: Sequence[str]) -> int:
+    rows, failed = [], False
+    print(f"\n{'mTLS GET, 200 bytes':<26} {'conc':>4}  {'ours':>9} {'bare':>9}  ratio  floor")
+    for library in libraries:
+        for concurrency in CONCURRENCY:
+            for metric, name in METRICS.items():
+                pairs = [
+                    (m[library, "ours", concurrency][metric], m[library, "bare", concurrency][metric]) for m in rounds
+                ]
+                ratio = statistics.median(a / b if metric == "rps" else b / a for a, b in pairs)
+                floor = FLOORS.get((library, concurrency, metric))
+                rows.append(
+                    {
+                        "case": "mtls-get",
+                        "against": library,
+                        "concurrency": concurrency,
+                        "metric": metric,
+                        "ratio": round(ratio, 3),
+                        "floor": floor,
+                    }
+                )
+                ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+                below = floor is not None and ratio < floor
+                failed = failed or below
+                print(
+                    f"{library + ' ' + name:<26} {concurrency:>4}  {ours:>9.2f} {theirs:>9.2f}  {ratio:>5.2f}  {floor or '':<5}{'  BELOW' if below else ''}"
+                )
+    target = ROOT / "build" / "bench.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- servers
+
+
+@contextlib.contextmanager
+def mesh_server(folder: Path) -> Iterator[Server]:
+    """The application under `proxyless run`, with a control plane of its own."""
+    run = folder / "mesh"
+    with ControlPlane(ROOT / "benchmarks" / "mesh", run):
+        port, admin = free_port(), free_port()
+        env = _environment(run, "echo") | {
+            "PROXYLESS_SERVICE": "echo",
+            "PROXYLESS_PORT": str(port),
+            "PROXYLESS_ADMIN": f"127.0.0.1:{admin}",
+            "PROXYLESS_ACCESS_LOG": str(folder / "server-access.log"),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "proxyless",
+            "run",
+            "benchmarks.app:mesh_app",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        ]
+        with _process(command, env) as pid:
+            _wait(f"http://127.0.0.1:{admin}/ready")
+            client = _environment(run, "caller") | {"PROXYLESS_ACCESS_LOG": str(folder / "client-access.log")}
+            yield Server("http://echo/echo", pid, client)
+
+
+def _environment(run: Path, account: str) -> dict[str, str]:
+    sockets = run / "workloads" / "default" / account
+    return {
+        "PROXYLESS_XDS": f"unix:{sockets / 'xds.sock'}",
+        "SPIFFE_ENDPOINT_SOCKET": f"unix:{sockets / 'workload-api.sock'}",
+        "PROXYLESS_SERVICE_ACCOUNT": account,
+    }
+
+
+@contextlib.contextmanager
+def bare_server(folder: Path) -> Iterator[Server]:
+    """The same application under uvicorn's own TLS, client certificate required."""
+    server, client, authority = write_certificates(folder)
+    port = free_port()
+    command = [
+        sys.executable, "-m", "uvicorn", "benchmarks.app:bare_app", "--port", str(port), "--log-level", "warning", "--no-access-log",
+        "--ssl-certfile", server, "--ssl-ca-certs", authority, "--ssl-cert-reqs", "2", "--loop", "uvloop", "--http", "httptools",
+    ]  # fmt: skip
+    with _process(command, {}) as pid:
+        _wait_port(port)
+        yield Server(f"https://127.0.0.1:{port}/echo", pid, {}, (client, authority))
+
+
+@contextlib.contextmanager
+def _process(command: list[str], env: Mapping[str, str]) -> Iterator[int]:
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env})
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _wait(url: str) -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.05)
+    raise SystemExit(f"{url} does not become ready")
+
+
+def _wait_port(port: int) -> None:
+    import socket
+
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"port {port} does not accept connections")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
