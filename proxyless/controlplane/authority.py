@@ -9,11 +9,12 @@ from __future__ import annotations
 import datetime
 import logging
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from proxyless.controlplane import jwt_svid
 from proxyless.errors import InvalidSvidError
 from proxyless.identity.svid import X509Svid
 from proxyless.spiffe import SpiffeId, TrustDomain
@@ -33,6 +35,7 @@ BACKDATE = (
     10.0  # seconds, against clocks that differ; less for lifetimes under a minute, where it would be most of the span
 )
 DEFAULT_TTL = 3600.0
+DEFAULT_JWT_TTL = 300.0
 DEFAULT_ROOT_TTL = 30 * 24 * 3600.0
 
 
@@ -44,8 +47,12 @@ class Uniform(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Root:
+    """Both kinds of signing key live and end together; they are never used for each other (M-84)."""
+
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey = field(repr=False)
+    jwt_key: ec.EllipticCurvePrivateKey = field(repr=False)
+    jwt_kid: str
     not_before: float
     not_after: float
 
@@ -134,10 +141,7 @@ class Authority:
         Raises:
             InvalidSvidError: the ID is of another trust domain or names no workload.
         """
-        if spiffe_id.trust_domain != self.trust_domain or not spiffe_id.is_workload:
-            raise InvalidSvidError(
-                "trust-domain", f"this authority issues workloads of {self.trust_domain}, not {spiffe_id}"
-            )
+        self._check_issued(spiffe_id)
         with self._lock:
             root = self._active
         now = self._clock()
@@ -167,6 +171,46 @@ class Authority:
             hint=hint,
             serial=f"{certificate.serial_number:x}",
         )
+
+    @property
+    def jwt_keys(self) -> dict[str, ec.EllipticCurvePublicKey]:
+        """Keys that verify JWT-SVIDs, by `kid`, oldest first."""
+        with self._lock:
+            return {root.jwt_kid: root.jwt_key.public_key() for root in self._roots}
+
+    def issue_jwt(self, spiffe_id: SpiffeId, audience: Sequence[str], *, ttl: float | None = None) -> str:
+        """A JWT-SVID (JWT-SVID 3), signed with ES256.
+
+        Raises:
+            InvalidSvidError: the ID is not one that this authority issues, or there is no audience.
+        """
+        self._check_issued(spiffe_id)
+        if not audience or not all(audience):
+            raise InvalidSvidError("aud", "audience must be specified")
+        with self._lock:
+            root = self._active
+        now = self._clock()
+        claims = {
+            "sub": str(spiffe_id),
+            "aud": list(audience),
+            "iat": int(now),
+            "exp": int(min(now + (ttl or DEFAULT_JWT_TTL), root.not_after)),
+        }
+        return jwt_svid.sign(root.jwt_key, root.jwt_kid, claims)
+
+    def validate_jwt(self, token: str, audience: str) -> tuple[SpiffeId, dict[str, Any]]:
+        """Subject and claims of a JWT-SVID of our own trust domain.
+
+        Raises:
+            InvalidTokenError: it is refused.
+        """
+        return jwt_svid.validate(token, audience, self.trust_domain, self.jwt_keys, self._clock())
+
+    def _check_issued(self, spiffe_id: SpiffeId) -> None:
+        if spiffe_id.trust_domain != self.trust_domain or not spiffe_id.is_workload:
+            raise InvalidSvidError(
+                "trust-domain", f"this authority issues workloads of {self.trust_domain}, not {spiffe_id}"
+            )
 
     def prepare(self) -> None:
         """Announce the next root; it does not sign yet."""
@@ -221,7 +265,14 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(ca=True), critical=True)
         )
-        return _Root(builder.sign(key, hashes.SHA256()), key, not_before, not_after)
+        return _Root(
+            certificate=builder.sign(key, hashes.SHA256()),
+            key=key,
+            jwt_key=ec.generate_private_key(ec.SECP256R1()),
+            jwt_kid=secrets.token_hex(16),
+            not_before=not_before,
+            not_after=not_after,
+        )
 
 
 def renewal_time(svid: X509Svid, issued: float, rng: Uniform = random) -> float:

@@ -13,7 +13,7 @@ import os
 import random
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +23,10 @@ import grpc
 import grpc.aio
 
 from proxyless import protos
+from proxyless.controlplane import jwt_svid
 from proxyless.controlplane.authority import Authority, Uniform, renewal_time
-from proxyless.errors import SettingsError
+from proxyless.controlplane.jwt_svid import InvalidTokenError
+from proxyless.errors import InvalidSpiffeIdError, SettingsError
 from proxyless.identity.svid import X509Svid
 from proxyless.spiffe import SpiffeId
 
@@ -211,6 +213,41 @@ class _Endpoint:
         async for data in self._states(context, self._svid_response):
             yield data
 
+    async def fetch_jwt_bundles(self, request: Any, context: Any) -> AsyncIterator[bytes]:
+        async for data in self._states(context, self._jwt_bundles_response):
+            yield data
+
+    async def fetch_jwt_svid(self, request: Any, context: Any) -> bytes:
+        """Arguments are looked at before the caller is, as SPIRE does (recorded)."""
+        await _admit(context)
+        if not request.audience or not all(request.audience):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "audience must be specified")
+        wanted = request.spiffe_id
+        if wanted:
+            try:
+                SpiffeId.parse(wanted)
+            except InvalidSpiffeIdError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"invalid requested SPIFFE ID: {error}")
+        entries = [entry for entry in self.identities if wanted in ("", str(entry.spiffe_id))]
+        if not entries:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "no identity issued")
+        response = protos.message("JWTSVIDResponse")()
+        for entry in entries:
+            token = self._authority.issue_jwt(entry.spiffe_id, list(request.audience))
+            response.svids.add(spiffe_id=str(entry.spiffe_id), svid=token, hint=entry.hint)
+        return _serialised(response)
+
+    async def validate_jwt_svid(self, request: Any, context: Any) -> bytes:
+        """Needs no identity (recorded)."""
+        await _admit(context)
+        try:
+            spiffe_id, claims = self._authority.validate_jwt(request.svid, request.audience)
+        except InvalidTokenError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        response = protos.message("ValidateJWTSVIDResponse")(spiffe_id=str(spiffe_id))
+        response.claims.update(claims)
+        return _serialised(response)
+
     async def fetch_x509_bundles(self, request: Any, context: Any) -> AsyncIterator[bytes]:
         async for data in self._states(context, self._bundles_response):
             yield data
@@ -253,6 +290,11 @@ class _Endpoint:
             response.bundles[f"spiffe://{trust_domain}"] = b"".join(anchors)
         return _serialised(response)
 
+    def _jwt_bundles_response(self) -> bytes:
+        response = protos.message("JWTBundlesResponse")()
+        response.bundles[f"spiffe://{self._authority.trust_domain}"] = jwt_svid.jwks(self._authority.jwt_keys)
+        return _serialised(response)
+
 
 def _handlers(endpoint: _Endpoint) -> grpc.GenericRpcHandler:
     """The service has no package on the wire; methods that are not here answer Unimplemented."""
@@ -260,11 +302,17 @@ def _handlers(endpoint: _Endpoint) -> grpc.GenericRpcHandler:
     def stream(behaviour: Callable[[Any, Any], AsyncIterator[bytes]], request: str) -> grpc.RpcMethodHandler:
         return grpc.unary_stream_rpc_method_handler(behaviour, request_deserializer=protos.message(request).FromString)
 
+    def unary(behaviour: Callable[[Any, Any], Awaitable[bytes]], request: str) -> grpc.RpcMethodHandler:
+        return grpc.unary_unary_rpc_method_handler(behaviour, request_deserializer=protos.message(request).FromString)
+
     return grpc.method_handlers_generic_handler(
         "SpiffeWorkloadAPI",
         {
             "FetchX509SVID": stream(endpoint.fetch_x509_svid, "X509SVIDRequest"),
             "FetchX509Bundles": stream(endpoint.fetch_x509_bundles, "X509BundlesRequest"),
+            "FetchJWTSVID": unary(endpoint.fetch_jwt_svid, "JWTSVIDRequest"),
+            "FetchJWTBundles": stream(endpoint.fetch_jwt_bundles, "JWTBundlesRequest"),
+            "ValidateJWTSVID": unary(endpoint.validate_jwt_svid, "ValidateJWTSVIDRequest"),
         },
     )
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import grpc
 import pytest
+from spiffe import JwtSvid, WorkloadApiClient, X509Source
 from spiffe import SpiffeId as TheirId
 from spiffe import TrustDomain as TheirTrustDomain
-from spiffe import WorkloadApiClient, X509Source
 from spiffe.errors import PySpiffeError
 
 from proxyless import protos
@@ -103,6 +103,51 @@ def test_an_independent_client_without_identity_is_denied(server: WorkloadApiSer
         client.fetch_x509_svid(timeout=10)
 
 
+@pytest.mark.interop
+def test_an_independent_client_gets_and_validates_tokens(server: WorkloadApiServer, folder: Path) -> None:
+    server.serve(folder / "web.sock", WEB, Identity(DB, hint="db"))
+    server.serve(folder / "nobody.sock")
+    with WorkloadApiClient(f"unix:{folder}/web.sock") as client:
+        token = client.fetch_jwt_svid({"orders"}, timeout=10)
+        assert (str(token.spiffe_id), token.audience) == (str(WEB), {"orders"})
+        assert [str(each.spiffe_id) for each in client.fetch_jwt_svids({"orders"}, timeout=10)] == [str(WEB), str(DB)]
+        chosen = client.fetch_jwt_svid({"orders"}, TheirId(str(DB)), timeout=10)
+        assert str(chosen.spiffe_id) == str(DB)
+        assert str(client.validate_jwt_svid(token.token, "orders", timeout=10).spiffe_id) == str(WEB)
+        with pytest.raises(PySpiffeError):
+            client.validate_jwt_svid(token.token, "payments", timeout=10)
+        with pytest.raises(PySpiffeError):
+            client.fetch_jwt_svid({"orders"}, TheirId("spiffe://a.test/other"), timeout=10)
+        bundle = client.fetch_jwt_bundles(timeout=10).get_bundle_for_trust_domain(TheirTrustDomain("a.test"))
+        assert str(JwtSvid.parse_and_validate(token.token, bundle, {"orders"}).spiffe_id) == str(WEB)
+    with WorkloadApiClient(f"unix:{folder}/nobody.sock") as nobody:
+        assert str(nobody.validate_jwt_svid(token.token, "orders", timeout=10).spiffe_id) == str(WEB)
+        with pytest.raises(PySpiffeError):
+            nobody.fetch_jwt_svid({"orders"}, timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "fields", "code"),
+    [
+        ("FetchJWTSVID", "JWTSVIDRequest", {}, "INVALID_ARGUMENT"),
+        ("FetchJWTSVID", "JWTSVIDRequest", {"audience": [""]}, "INVALID_ARGUMENT"),
+        ("FetchJWTSVID", "JWTSVIDRequest", {"audience": ["x"], "spiffe_id": "web"}, "INVALID_ARGUMENT"),
+        ("FetchJWTSVID", "JWTSVIDRequest", {"audience": ["x"], "spiffe_id": "spiffe://b.test/x"}, "PERMISSION_DENIED"),
+        ("FetchJWTSVID", "JWTSVIDRequest", {"audience": ["x"], "spiffe_id": "spiffe://a.test"}, "PERMISSION_DENIED"),
+        ("ValidateJWTSVID", "ValidateJWTSVIDRequest", {"svid": "x"}, "INVALID_ARGUMENT"),
+        ("ValidateJWTSVID", "ValidateJWTSVIDRequest", {"audience": "x"}, "INVALID_ARGUMENT"),
+    ],
+)
+def test_wrong_arguments_have_the_status_that_spire_gives(
+    server: WorkloadApiServer, folder: Path, method: str, kind: str, fields: dict[str, Any], code: str
+) -> None:
+    server.serve(folder / "web.sock", WEB)
+    request = protos.message(kind)(**fields).SerializeToString()
+    answer = call(folder / "web.sock", f"/SpiffeWorkloadAPI/{method}", ("workload.spiffe.io", "true"), request=request)
+    assert isinstance(answer, grpc.RpcError)
+    assert answer.code().name == code
+
+
 def test_each_socket_has_its_own_identity(server: WorkloadApiServer, folder: Path) -> None:
     server.serve(folder / "web" / "api.sock", WEB)
     server.serve(folder / "db" / "api.sock", DB)
@@ -180,10 +225,16 @@ def test_a_registration_can_change_end_and_come_back(server: WorkloadApiServer, 
     source.close()
 
 
-STREAMS = [protos.FETCH_X509_SVID_METHOD, protos.FETCH_X509_BUNDLES_METHOD]
+METHODS = [
+    protos.FETCH_X509_SVID_METHOD,
+    protos.FETCH_X509_BUNDLES_METHOD,
+    protos.FETCH_JWT_SVID_METHOD,
+    protos.FETCH_JWT_BUNDLES_METHOD,
+    protos.VALIDATE_JWT_SVID_METHOD,
+]
 
 
-@pytest.mark.parametrize("method", STREAMS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "values", [(), ("True",), ("TRUE",), ("1",), ("false",), ("",), ("true", "true"), ("false", "true")]
 )
