@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from proxyless.errors import Place
+
 from .loader import MESH_FILES, LoadResult, load_paths
 from .meshconfig import MeshConfig, MeshResult, load_mesh_file
+from .messages import Message
 from .references import check_references
 
 __all__ = ["validate_paths"]
@@ -23,17 +26,20 @@ def validate_paths(paths: Iterable[str | Path] | Literal["-"], mesh_file: str | 
     mesh = _mesh(wanted, Path(mesh_file) if mesh_file is not None else None)
     config = mesh.config or MeshConfig()
     manifests = [path for path in wanted if path.name not in MESH_FILES]
-    only_mesh = bool(wanted) and not manifests
-    if only_mesh:
+    if wanted and not manifests:
         return LoadResult((), mesh.messages)
     loaded = load_paths("-" if paths == "-" else manifests, config.proxyless.default_namespace)
     return loaded.with_messages([*mesh.messages, *check_references(loaded.resources, config)])
 
 
 def _mesh(paths: list[Path], explicit: Path | None) -> MeshResult:
-    candidates = [explicit] if explicit is not None else [path for path in paths if path.name in MESH_FILES]
+    if explicit is not None:
+        if not explicit.exists():
+            return MeshResult(None, (Message("error", "file", Place(str(explicit), 1, 1), "", "no such file"),))
+        return load_mesh_file(explicit)
+    candidates = [path for path in paths if path.name in MESH_FILES]
     candidates += [path / name for path in paths if path.is_dir() for name in MESH_FILES]
     for candidate in candidates:
-        if candidate.exists() or candidate is explicit:
+        if candidate.exists():
             return load_mesh_file(candidate)
     return MeshResult(MeshConfig())

@@ -207,4 +207,13 @@ def test_validate_takes_mesh_settings_from_the_directory_and_gives_everything_in
         m.code for m in validate_paths([tmp_path / "mesh.yaml", tmp_path / "a.yaml"]).messages
     ]
     assert validate_paths([tmp_path / "mesh.yaml"]).messages == ()
-    assert next(m.code for m in validate_paths([tmp_path / "a.yaml"], tmp_path / "none.yaml").messages) == "principal"
+
+
+def test_validate_takes_explicit_mesh_settings_and_misses_them_when_they_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(principals("billing.example"))
+    (tmp_path / "settings").write_text(MESH)
+    assert [m.code for m in validate_paths([tmp_path / "a.yaml"], tmp_path / "settings").messages] == [
+        "principal-by-host"
+    ]
+    missing = validate_paths([tmp_path / "a.yaml"], tmp_path / "none.yaml")
+    assert [error.reason for error in missing.errors] == ["no such file"]
