@@ -128,7 +128,7 @@ class RotatingServerContext(ssl.SSLContext):
     """A context for a listener that outlives SVIDs: every new connection gets the context of the moment.
 
     Certificate, trust anchors and whether a client certificate is asked for all follow, which no other way of changing a live
-    context achieves. Without an identity the handshake fails, and the reason is logged at most once a second.
+    context achieves. Without an identity, or with files that cannot be used, the handshake fails, and the reason is logged at most once a second.
     """
 
     _provide: Callable[[], ssl.SSLContext]
@@ -148,7 +148,7 @@ class RotatingServerContext(ssl.SSLContext):
     def _current(self) -> ssl.SSLContext:
         try:
             return self._provide()
-        except NoIdentityError as error:
+        except (NoIdentityError, OSError) as error:
             now = time.monotonic()
             if now - self._last_log >= 1.0:
                 self._last_log = now
@@ -230,7 +230,8 @@ class TlsContexts:
                 context.verify_mode = ssl.CERT_REQUIRED if tls.require_client_certificate else ssl.CERT_OPTIONAL
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_TICKET
-        context.set_ciphers(MESH_CIPHERS)
+        if tls.validation is TlsMaterial.MESH:
+            context.set_ciphers(MESH_CIPHERS)
         if tls.alpn:
             context.set_alpn_protocols(list(tls.alpn))
         if tls.certificate is TlsMaterial.MESH and snapshot is not None:

@@ -16,6 +16,7 @@ from proxyless.core.matchers import StringMatcher
 from proxyless.core.resources import DownstreamTls, TlsMaterial, UpstreamTls
 from proxyless.errors import NoIdentityError, PeerVerificationError
 from proxyless.identity.bundle import TrustBundle
+from proxyless.identity.certificates import pem
 from proxyless.identity.keyfile import load_svid
 from proxyless.identity.source import StaticSource
 from proxyless.identity.tls import PeerRefusedError, RotatingServerContext, TlsContexts
@@ -252,6 +253,39 @@ def test_a_listener_without_identity_ends_each_handshake_and_says_why(
     assert "refusing TLS connections: no identity was given" in caplog.text
     source.replace(A.svid(SERVER), BUNDLES)
     assert talk(style, listener, contexts(CLIENT).client(expecting(SERVER)))[0].identity == SERVER
+
+
+def test_a_listener_whose_files_are_gone_ends_each_handshake_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = DownstreamTls(
+        require_client_certificate=False,
+        certificate=TlsMaterial.FILE,
+        validation=TlsMaterial.NONE,
+        certificate_file=str(tmp_path / "missing.pem"),
+    )
+    listener = TlsContexts(StaticSource()).rotating_server(lambda: settings)
+    ours, theirs = talk("asyncio", listener, outsider(None))
+    assert isinstance(ours.error, OSError)
+    assert theirs.received == b""
+    assert "missing.pem" in caplog.text
+
+
+def test_a_gateway_certificate_from_files_serves_clients_without_one(tmp_path: Path) -> None:
+    shop = A.issue(dns=["shop.test"])
+    settings = DownstreamTls(
+        require_client_certificate=False,
+        certificate=TlsMaterial.FILE,
+        validation=TlsMaterial.NONE,
+        certificate_file=str(tmp_path / "tls.crt"),
+        key_file=str(tmp_path / "tls.key"),
+    )
+    (tmp_path / "tls.crt").write_text(pem(shop.der))
+    (tmp_path / "tls.key").write_text(pem(shop.key_der, "PRIVATE KEY"))
+    server = TlsContexts(StaticSource()).server(settings)
+    client = TlsContexts(StaticSource()).client(outside(tmp_path))
+    ours, theirs = talk("blocking", server, client, name="shop.test")
+    assert (ours.received, theirs.received, theirs.identity) == (b"pong", b"ping", None)
 
 
 def test_the_rotating_context_upgrades_a_plain_connection() -> None:
