@@ -141,14 +141,14 @@ async def ejection(stage: Stage) -> Measured:
 async def rotation(stage: Stage) -> Measured:
     """Certificates are replaced under load; the route has no retries."""
     processes = ("billing", "api-a", "api-b")
-    before = [await stage.metric(process, "proxyless_identity_expiry_seconds") for process in processes]
+    before = [await stage.metric(process, "proxyless_identity_expiry_timestamp_seconds") for process in processes]
     total = 0
     end = time.monotonic() + 25
     while time.monotonic() < end:
         statuses = (await stage.get("billing", "/load?seconds=2"))["statuses"]
         total += sum(statuses.values())
         assert set(statuses) == {"200"}, f"{statuses}"
-        after = [await stage.metric(process, "proxyless_identity_expiry_seconds") for process in processes]
+        after = [await stage.metric(process, "proxyless_identity_expiry_timestamp_seconds") for process in processes]
         if all(new > old for new, old in zip(after, before, strict=True)):
             break
     else:

@@ -80,6 +80,7 @@ class Mesh:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._started = self._draining = False
+        self._serial = ""
         self._latch = Latch()
         self._xds: XdsClient | None = None
         self._announcement: Announcement | None = None
@@ -295,6 +296,9 @@ class Mesh:
             metrics = self.telemetry.metrics
             metrics.identify(str(identity.svid.spiffe_id))
             metrics.set(families.IDENTITY_EXPIRY, identity.svid.not_after)
+            if self._serial not in ("", identity.svid.serial):
+                metrics.add(families.IDENTITY_ROTATIONS)
+            self._serial = identity.svid.serial
             if self.snapshot is None and self._xds is not None and not self.settings.xds.startswith("unix:"):
                 self._xds.reconnect()  # it could not connect without an identity: no need to sit out the back-off
         self._open_latch()
