@@ -402,3 +402,9 @@ def test_files_that_change_are_read_again(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").unlink()
     with pytest.raises(FileNotFoundError):
         made.client(settings)
+
+
+def test_a_secret_that_this_process_cannot_get_is_refused_by_name() -> None:
+    unknown = UpstreamTls(certificate=TlsMaterial.UNKNOWN, certificate_file="kubernetes://shop-cert")
+    with pytest.raises(NoIdentityError, match="shop-cert"):
+        contexts(CLIENT).client(unknown)
