@@ -39,7 +39,7 @@ __all__ = [
 
 log = logging.getLogger("proxyless.gunicorn")
 
-PEEK_TIMEOUT = 5.0  # seconds for first bytes and handshake together
+PEEK_TIMEOUT = 2.0  # seconds for first bytes and handshake together; the only worker thread of `sync` waits that long
 
 certfile = __file__  # any file that exists: it switches TLS on and is never read
 do_handshake_on_connect = True
