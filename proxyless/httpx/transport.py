@@ -75,7 +75,8 @@ class _Base:
         replayable = isinstance(request.stream, library.ByteStream)
         ours = core_request(request, replayable=replayable)
         exchange = OutboundExchange(mesh.telemetry, snapshot, ours, mesh.learned, mesh.rng)
-        return exchange, request.content if replayable else request.stream
+        # Not `request.content`: a redirected request has a ByteStream and was never read.
+        return exchange, b"".join(request.stream) if replayable else request.stream
 
 
 class _OfLoop:

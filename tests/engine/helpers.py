@@ -191,8 +191,8 @@ def replies(*answers: bytes, close: bool = False) -> Script:
 # ---------------------------------------------------------------------------------------------------------------- attempts
 
 
-def upstream(address: Address, *, tls: UpstreamTls | None = None, **cluster: Any) -> Upstream:
-    configured = Cluster(name="c", type=ClusterType.STATIC, **cluster)
+def upstream(address: Address, *, tls: UpstreamTls | None = None, name: str = "c", **cluster: Any) -> Upstream:
+    configured = Cluster(name=name, type=ClusterType.STATIC, **cluster)
     endpoint = Endpoint(address=address, tls=tls)
     return Upstream(cluster=configured, endpoints=(endpoint,), addresses=frozenset({address}))
 

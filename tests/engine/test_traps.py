@@ -120,9 +120,12 @@ def test_interim_answers_are_not_the_answer(flavour: str, interim: bytes) -> Non
 
 def test_an_interim_answer_that_announces_a_body_is_refused(flavour: str) -> None:
     hidden = b"HTTP/1.1 103 Early Hints\r\nContent-Length: %d\r\n\r\n" % len(OK)
-    with Server(replies(hidden + OK + EVIL)) as server, engine(flavour) as client:
-        with pytest.raises(EngineError, match="announces a body"):
-            client.request(Target(server.address).attempt())
+    with (
+        Server(replies(hidden + OK + EVIL)) as server,
+        engine(flavour) as client,
+        pytest.raises(EngineError, match="announces a body"),
+    ):
+        client.request(Target(server.address).attempt())
 
 
 def test_switching_protocols_unasked_is_refused(flavour: str) -> None:
@@ -223,9 +226,9 @@ def test_a_final_answer_instead_of_100_continue_withholds_the_body_and_ends_the_
     ids=["60 kB line", "150 lines", "200 kB"],
 )
 def test_large_response_heads_are_read(flavour: str, headers: bytes) -> None:
-    with Server(replies(b"HTTP/1.1 200 OK\r\n" + headers + b"Content-Length: 0\r\n\r\n")) as server:
-        with engine(flavour) as client:
-            assert client.request(Target(server.address).attempt()).status == 200
+    answer = b"HTTP/1.1 200 OK\r\n" + headers + b"Content-Length: 0\r\n\r\n"
+    with Server(replies(answer)) as server, engine(flavour) as client:
+        assert client.request(Target(server.address).attempt()).status == 200
 
 
 @pytest.mark.parametrize("where", ["headers", "one header", "trailers", "interim answers"])
@@ -293,7 +296,6 @@ def test_a_second_answer_while_idle_does_not_reach_the_next_caller(flavour: str)
         peer.head()
         peer.send(OK)
         if peer.number == 1:
-            peer.until(b"!") if flavour == "never" else None
             peer.send(EVIL)
         peer.wait_closed()
 
@@ -556,7 +558,6 @@ def test_a_deadline_that_is_lifted_at_the_head_does_not_end_the_body(flavour: st
 
 def test_a_write_timeout_ends_an_upload_that_nobody_reads(flavour: str) -> None:
     def script(peer: Peer) -> None:
-        peer.sock.setsockopt(__import__("socket").SOL_SOCKET, __import__("socket").SO_RCVBUF, 4096)
         wait_until(lambda: done)
 
     done: list[bool] = []
@@ -574,7 +575,7 @@ def test_back_pressure_holds_a_fast_sender(flavour: str) -> None:
     def script(peer: Peer) -> None:
         nonlocal sent
         peer.head()
-        total = 64 * 2**20
+        total = 24 * 2**20
         peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
         peer.sock.settimeout(0.2)
         block = memoryview(b"z" * 65536)
@@ -590,7 +591,7 @@ def test_back_pressure_holds_a_fast_sender(flavour: str) -> None:
         assert sent < 16 * 2**20
         if flavour != "sync":
             assert exchange._connection.response.size < 2**20
-        assert len(client.read(exchange)) == 64 * 2**20
+        assert len(client.read(exchange)) == 24 * 2**20
 
 
 def test_a_refused_connection_is_reported(flavour: str) -> None:
