@@ -1,7 +1,7 @@
 """RequestAuthentication into Envoy's jwt_authn filter (istio-semantics 3).
 
-Keys that would have to be fetched (`jwksUri`, or discovery from the issuer) are not fetched here: such a rule gets an empty
-key set, so every token of that issuer is refused with 401, as istiod does when it cannot fetch them.
+Keys that would have to be fetched (`jwksUri`, or discovery from the issuer) are not fetched here: such a rule gets a key that
+nobody holds, so every token of that issuer is refused with 401, as istiod does when it cannot fetch them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from proxyless.controlplane.translate.world import World, selects
 
 __all__ = ["jwt_filter", "jwt_rules_for"]
 
-NO_KEYS = '{"keys":[]}'
+# Envoy refuses an empty key set. The x coordinate of this P-256 point is SHA-256("proxyless: nobody holds this key/1") and y
+# the smaller of its two solutions: chosen by a hash, so its private half is unknown to everyone.
+KEY_OF_NOBODY = (
+    '{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"nobody",'
+    '"x":"ZfkC5oTkIY0ZRxX18g4L-5vnA-SNMFx6lcfMyaN-78w","y":"YLa2m8AxIkbDkWVBZLxWb8gUamVMcJCPn6NaKECAT-s"}]}'
+)
 _ALWAYS_SPLIT = ("permission", "scope")
 
 
@@ -68,7 +73,7 @@ def _provider(rule: JWTRule) -> Tree:
     return {
         "issuer": rule.issuer,
         "audiences": list(rule.audiences),
-        "local_jwks": {"inline_string": rule.jwks or NO_KEYS},
+        "local_jwks": {"inline_string": rule.jwks or KEY_OF_NOBODY},
         "forward": rule.forward_original_token,
         "forward_payload_header": rule.output_payload_to_header,
         "claim_to_headers": [
