@@ -3,9 +3,12 @@
 No I/O, no clock, no chance: `now` (seconds, monotonic) and `rng` are arguments. Reading order:
 
     request, matchers, resources     what is decided about, and with what
+    routing                          a route configuration compiled to a table, and the route of a request
     snapshot                         every resource compiled and joined; immutable
     learned                          what was observed: ejections, counts; survives snapshots
-    routing, balancing, breakers,    the deciders; they do not import each other
-    outlier, retry, rbac, paths
-    call, inbound                    the two sequences of decisions: an outbound call, an inbound request
+    balancing, breakers, outlier,    the other deciders; they do not import each other
+    retry, timeouts, rbac, paths
+    headers, rewrites, outgoing,     what becomes of a message, and how answers and failures are named
+    replies, failures
+    actions, call, inbound           the two sequences of decisions: an outbound call, an inbound request
 """

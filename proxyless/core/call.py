@@ -12,8 +12,7 @@ Order of decisions as in Envoy: path normalisation, route, fault, cluster, limit
 whatever way it ends.
 
 Rulings. With REGISTRY_ONLY, a destination that no listener knows leads to Istio's black-hole cluster: Envoy closes that
-connection, we answer 502, as Istio's `block_all` route does for HTTP. A TCP listener on all addresses takes, in Envoy, every
-connection to its port; we know the name that the application asked for, so only names of that service go there.
+connection, we answer 502, as Istio's `block_all` route does for HTTP.
 """
 
 from __future__ import annotations
@@ -279,8 +278,6 @@ class OutboundCall:
             return self._no_cluster()
         if upstream.cluster.type is ClusterType.ORIGINAL_DST and upstream.cluster.tls is None:
             return self._pass(name, "the listener passes it through")
-        if not _serves(upstream, request.destination.host):
-            return self._pass("", "no listener knows this destination")
         self._tunnel = request.scheme == "https"
         self._outgoing = Outgoing(request, None)
         return self._begin(upstream.for_tcp, _NO_PLAN, now)
@@ -513,13 +510,6 @@ class OutboundCall:
             self._state.retries -= 1
             self._retrying = False
         self._stage = _ENDED
-
-
-def _serves(upstream: Upstream, host: str) -> bool:
-    """The upstream's service has that name, or an alias of it in Kubernetes' manner; addresses are taken as they are."""
-    service = upstream.cluster.service
-    name = host.lower().rstrip(".")
-    return not service or name == service or service.startswith(name + ".") or not name.strip("0123456789.:abcdef[]")
 
 
 def _target(path: str, query: str) -> bytes:

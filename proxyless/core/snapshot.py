@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from proxyless.core.request import Address, Request
@@ -190,11 +191,18 @@ Target = HttpTarget | TcpProxy
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Chains:
-    """Filter chains of one listener, by what an outbound connection can look like."""
+    """Filter chains of one listener, by what an outbound connection can look like.
+
+    Attributes:
+        servers: by server name, `.suffix` for a wildcard; `tls`: TLS with another one or none.
+        service: host of the only service that a chain without conditions leads to; empty when there is no such chain. In
+            Envoy it takes every connection to the port; we know the name that the application asked for.
+    """
 
     plain: Target | None = None
-    servers: Mapping[str, Target] = field(default_factory=dict)  # server names, `.suffix` for a wildcard
-    tls: Target | None = None  # TLS without a server name that is listed
+    servers: Mapping[str, Target] = field(default_factory=dict)
+    tls: Target | None = None
+    service: str = ""
 
     def for_server(self, name: str) -> Target | None:
         servers = self.servers
@@ -231,17 +239,29 @@ class OutboundListener:
         """What a request to this port meets: routes, a TCP proxy, or None (not the mesh's)."""
         host = request.destination.host
         if self.hosts:
-            target = self.hosts.get(host.lower())
-            if target is not None:
-                return target
+            named = self.hosts.get(host.lower())
+            if named is not None:
+                return named
         chains = self.any
         if self.addresses:
             chains = self.addresses.get(host) or self.services.get(host.lower().rstrip(".")) or chains
         if chains is None:
             return None
-        if request.scheme == "https":
-            return chains.for_server((request.sni or host).lower())
-        return chains.plain
+        target = chains.for_server((request.sni or host).lower()) if request.scheme == "https" else chains.plain
+        if chains.service and target is chains.plain and chains is self.any and not _names(chains.service, host):
+            return None
+        return target
+
+
+def _names(service: str, host: str) -> bool:
+    """`host` is that service, one of its shorter names in Kubernetes' manner, or an address."""
+    name = host.lower().rstrip(".")
+    if name == service or service.startswith(name + "."):
+        return True
+    try:
+        return ip_address(host.strip("[]")) is not None
+    except ValueError:
+        return False
 
 
 def _is_http(chain: FilterChain) -> bool:
@@ -251,8 +271,8 @@ def _is_http(chain: FilterChain) -> bool:
 class _ListenerCompiler:
     """Compiles listeners against route tables; collects the names of routes that are not there."""
 
-    def __init__(self, tables: Mapping[str, RouteTable]) -> None:
-        self.tables = tables
+    def __init__(self, tables: Mapping[str, RouteTable], clusters: Mapping[str, Cluster]) -> None:
+        self.tables, self.clusters = tables, clusters
         self.inline: list[RouteTable] = []
         self.proxies: list[TcpProxy] = []
         self.missing: set[Missing] = set()
@@ -299,7 +319,13 @@ class _ListenerCompiler:
                 plain = chain
         default = self.target(listener.default_filter_chain)
         tls = self.target(servers_less) if servers_less is not None else self._opaque(plain, default)
-        return _Chains(self.target(plain) if plain is not None else default, servers, tls)
+        return _Chains(self.target(plain) if plain is not None else default, servers, tls, self._service(plain))
+
+    def _service(self, plain: FilterChain | None) -> str:
+        if plain is None or not isinstance(plain.filter, TcpProxy):
+            return ""
+        cluster = self.clusters.get(plain.filter.clusters[0].name)
+        return cluster.service.lower() if cluster is not None else ""
 
     def _opaque(self, plain: FilterChain | None, default: Target | None) -> Target | None:
         """TLS that no chain asks for: a TCP chain without conditions takes it, an HTTP one cannot."""
@@ -358,8 +384,8 @@ def compile_snapshot(resources: Resources, previous: Snapshot | None, generation
     """Compile and join `resources`. Never raises for references that lead nowhere; `previous` only saves work."""
     upstreams, missing = _upstreams(resources, previous)
     tables = _tables(resources, previous)
-    compiler = _ListenerCompiler(tables)
-    outbound, fallback = _outbound(resources.listeners.values(), compiler, resources.clusters)
+    compiler = _ListenerCompiler(tables, resources.clusters)
+    outbound, fallback = _outbound(resources.listeners.values(), compiler)
     missing |= compiler.missing
     for table in (*tables.values(), *compiler.inline):
         missing.update(Missing("cluster", name) for name in table.clusters - upstreams.keys())
@@ -410,7 +436,7 @@ def _tables(resources: Resources, previous: Snapshot | None) -> dict[str, RouteT
 
 
 def _outbound(
-    listeners: Iterable[Listener], compiler: _ListenerCompiler, clusters: Mapping[str, Cluster]
+    listeners: Iterable[Listener], compiler: _ListenerCompiler
 ) -> tuple[dict[int, OutboundListener], TcpProxy | None]:
     fallback: TcpProxy | None = None
     anywhere: dict[int, _Chains] = {}
@@ -436,7 +462,7 @@ def _outbound(
             port,
             anywhere.get(port),
             addresses.get(port, {}),
-            _by_service(addresses.get(port, {}).values(), clusters, anywhere.get(port)),
+            _by_service(addresses.get(port, {}).values(), compiler.clusters, anywhere.get(port)),
             hosts.get(port, {}),
         )
         for port in ports

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from proxyless.core.actions import Action, Attempt, Deliver, Fail, Passthrough, Reply, Wait
 from proxyless.core.call import OutboundCall
 from proxyless.core.learned import Learned
+from proxyless.core.matchers import HeaderMatcher, StringMatcher
 from proxyless.core.request import Address, Outcome, OutcomeKind
 from proxyless.core.resources import (
     CircuitBreakers,
@@ -348,8 +349,6 @@ def test_what_the_policy_does_not_name_is_not_repeated() -> None:
 
 def test_a_method_match_alone_leaves_the_other_methods_to_their_own_route() -> None:
     """GET has retries on 5xx, the second route repeats refused connections only."""
-    from proxyless.core.matchers import HeaderMatcher, StringMatcher
-
     get = match(headers=(HeaderMatcher(":method", StringMatcher("exact", "GET")),))
     entries = (
         Route(match=get, action=forward("c", timeout=0.0, retry=retries("5xx", num_retries=2))),

@@ -199,6 +199,7 @@ def both_shapes() -> Snapshot:
         sidecar(80, http("80"), default=passthrough),
         sidecar(443, tls_chain, default=passthrough),
         sidecar(9000, FilterChain(filter=proxy("tcp")), address=Address("10.96.0.1", 9000)),
+        sidecar(9001, FilterChain(filter=proxy("tcp"))),
         sidecar(
             15001,
             FilterChain(match=FilterChainMatch(destination_port=15001), filter=proxy("BlackHoleCluster")),
@@ -231,6 +232,10 @@ def both_shapes() -> Snapshot:
         pytest.param(call_to("db.store.svc.cluster.local", 9000), "tcp", id="the same by the service's name"),
         pytest.param(call_to("db.store", 9000), "tcp", id="the same by a shorter name"),
         pytest.param(call_to("other", 9000), "PassthroughCluster", id="another name on that port"),
+        pytest.param(call_to("db.store", 9001), "tcp", id="TCP on every address takes its own service"),
+        pytest.param(call_to("db.store", 9001, "https"), "tcp", id="TLS of the application too"),
+        pytest.param(call_to("10.0.0.7", 9001), "tcp", id="and addresses, as Envoy does"),
+        pytest.param(call_to("cafe", 9001), "PassthroughCluster", id="but no other name"),
         pytest.param(call_to("grpc.test", 50051), "routes 80", id="gRPC form: API listener by name"),
         pytest.param(call_to("other.test", 50051), "PassthroughCluster", id="gRPC form: another name"),
     ],
