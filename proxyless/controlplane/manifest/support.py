@@ -49,7 +49,6 @@ def _policies() -> Iterator[tuple[str, str]]:
 
 _TABLES: Final[Mapping[str, Mapping[str, str]]] = {
     "VirtualService": {
-        "spec.http.delegate": "requests to it get no route: 404",
         "spec.http.mirror": _LATER,
         "spec.http.mirrors": _LATER,
         "spec.http.mirrorPercent": _LATER,

@@ -16,10 +16,11 @@ from proxyless.controlplane.manifest.model import (
 from proxyless.controlplane.registry import Service, exported
 from proxyless.controlplane.translate import names
 from proxyless.controlplane.translate.build import Tree, struct
+from proxyless.controlplane.translate.delegates import http_of
 from proxyless.controlplane.translate.destination_rules import policy_for, rule_for
 from proxyless.controlplane.translate.matches import applies, is_catch_all, route_match
 from proxyless.controlplane.translate.node import ProxyNode
-from proxyless.controlplane.translate.route_actions import apply_action
+from proxyless.controlplane.translate.route_actions import Resolve, apply_action
 from proxyless.controlplane.translate.world import World
 
 __all__ = ["MESH", "Binding", "attached", "destination_cluster", "gateway_name", "hash_of", "http_routes"]
@@ -65,9 +66,7 @@ def http_routes(world: World, binding: Binding, rule: Resource[VirtualService]) 
     """The routes of one VirtualService, up to the first that takes everything."""
     labels = binding.node.label_map
     routes: list[Tree] = []
-    for http in rule.spec.http:
-        if http.delegate is not None:
-            continue
+    for http, namespace in http_of(world, rule):
         for match in http.match or (None,):
             if match is not None and not _applies(match, binding, labels, rule.namespace):
                 continue
@@ -78,16 +77,20 @@ def http_routes(world: World, binding: Binding, rule: Resource[VirtualService]) 
                 route,
                 http,
                 binding.port,
-                lambda destination: (
-                    destination_cluster(world, binding, destination, rule.namespace),
-                    hash_of(world, binding, destination, rule.namespace),
-                ),
+                _resolver(world, binding, namespace),
                 world.mesh.default_http_retry_policy,
             )
             routes.append(route)
             if is_catch_all(route["match"]):
                 return routes
     return routes
+
+
+def _resolver(world: World, binding: Binding, namespace: str) -> Resolve:
+    return lambda destination: (
+        destination_cluster(world, binding, destination, namespace),
+        hash_of(world, binding, destination, namespace),
+    )
 
 
 def _applies(match: HTTPMatchRequest, binding: Binding, labels: Mapping[str, str], namespace: str) -> bool:
