@@ -4,7 +4,7 @@ No I/O, no clock, no chance: `now` (seconds, monotonic) and `rng` are arguments.
 
     request, matchers, resources     what is decided about, and with what
     routing                          a route configuration compiled to a table, and the route of a request
-    snapshot                         every resource compiled and joined; immutable
+    upstreams, outbound, snapshot    every resource compiled and joined; immutable
     learned                          what was observed: ejections, counts; survives snapshots
     balancing, breakers, outlier,    the other deciders; they do not import each other
     retry, timeouts, rbac, paths
