@@ -99,6 +99,7 @@ def _dev(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--once", action="store_true", help="play the story once, then end; exit 1 if a step does not hold"
     )
     parser.add_argument("--output", choices=("text", "json"), default="text")
+    parser.add_argument("--step", action="append", default=[], metavar="NAME", help="play only this step (repeatable)")
     parser.add_argument("--keep-logs", metavar="DIR", default="", help="write the processes' logs there")
     parser.set_defaults(command=_lazily("proxyless.cli.dev"))
 

@@ -40,7 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     report = Report(arguments.output)
     plan = read_plan(Path(arguments.directory))
-    steps = _story(plan)
+    steps = _story(plan, arguments.step)
     with tempfile.TemporaryDirectory(prefix="proxyless-") as run:
         logs = Path(arguments.keep_logs or Path(run) / "logs")
         logs.mkdir(parents=True, exist_ok=True)
@@ -222,7 +222,7 @@ def _fill(text: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\{([\w.-]+)\}", value, text)
 
 
-def _story(plan: Plan) -> list[Step]:
+def _story(plan: Plan, only: list[str]) -> list[Step]:
     if plan.story is None:
         return []
     spec = importlib.util.spec_from_file_location("proxyless_story", plan.story)
@@ -230,4 +230,8 @@ def _story(plan: Plan) -> list[Step]:
         raise ConfigError(f"{plan.story}: no story there")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return list(module.STEPS)
+    steps: list[Step] = list(module.STEPS)
+    unknown = [name for name in only if name not in {step.name for step in steps}]
+    if unknown:
+        raise ConfigError(f"no step {unknown[0]!r}; there are {', '.join(step.name for step in steps)}")
+    return [step for step in steps if not only or step.name in only]
