@@ -10,5 +10,5 @@ No I/O, no clock, no chance: `now` (seconds, monotonic) and `rng` are arguments.
     retry, timeouts, rbac, paths
     headers, rewrites, outgoing,     what becomes of a message, and how answers and failures are named
     replies, failures
-    actions, call, inbound           the two sequences of decisions: an outbound call, an inbound request
+    plan, actions, call, inbound     the two sequences of decisions: an outbound call, an inbound request
 """

@@ -28,15 +28,15 @@ from proxyless.core.learned import ClusterState, EndpointState, Learned
 from proxyless.core.outgoing import Outgoing
 from proxyless.core.outlier import observe_connected, observe_local_failure, observe_status, readmit, release_all
 from proxyless.core.paths import normalize_path
+from proxyless.core.plan import NO_PLAN, Plan, plan_of, plan_of_request
 from proxyless.core.replies import grpc_to_http_status, local_reply_parts
 from proxyless.core.request import Address, Outcome, OutcomeKind, Request
 from proxyless.core.resources import ClusterType, DirectResponse, Redirect, RouteAction, TcpProxy
-from proxyless.core.retry import FREE_REPEATS, RetryRule, compile_rule, rule_of_request
+from proxyless.core.retry import FREE_REPEATS, RetryRule
 from proxyless.core.rewrites import redirect_location
 from proxyless.core.rng import Rng
 from proxyless.core.routing import RouteDecision, select_route
 from proxyless.core.snapshot import Endpoint, HttpTarget, Snapshot, Upstream
-from proxyless.core.timeouts import Timeouts, timeouts_of, timeouts_of_request
 
 __all__ = [
     "Action",
@@ -54,30 +54,6 @@ _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_/-]*\Z")  # normalises to itself
 BLACK_HOLE = "BlackHoleCluster"  # Istio's name for nowhere
 
 _START, _DELAYED, _READY, _ATTEMPTING, _DELIVERED, _ENDED = range(6)
-
-
-class _Plan:
-    """Timeouts and retries of a route, compiled once and kept in `RouteDecision.memo`."""
-
-    __slots__ = ("rule", "selection_retries", "timeouts")
-
-    def __init__(self, timeouts: Timeouts, rule: RetryRule | None, selection_retries: int) -> None:
-        self.timeouts, self.rule, self.selection_retries = timeouts, rule, selection_retries
-
-
-_NO_PLAN = _Plan(Timeouts(None, None, None), None, 0)
-
-
-def _plan(decision: RouteDecision, action: RouteAction) -> _Plan:
-    plan = decision.memo
-    if not isinstance(plan, _Plan):
-        plan = decision.memo = _Plan(timeouts_of(action), compile_rule(action.retry), _selection_retries(action))
-    return plan
-
-
-def _selection_retries(action: RouteAction) -> int:
-    policy = action.retry
-    return policy.host_selection_attempts if policy is not None and policy.avoid_previous_hosts else 0
 
 
 class OutboundCall:
@@ -112,7 +88,7 @@ class OutboundCall:
         "record",
     )
 
-    _plan: _Plan
+    _plan: Plan
     _state: ClusterState
     _upstream: Upstream
     _outgoing: Outgoing
@@ -249,10 +225,7 @@ class OutboundCall:
             return self._pass(decision.cluster, "the route passes it through")
         outgoing = self._outgoing = Outgoing(self._request, decision)
         self.record.grpc = outgoing.grpc
-        plan = _plan(decision, action)
-        if outgoing.instructed:
-            timeouts = timeouts_of_request(action, self._request)
-            plan = _Plan(timeouts, rule_of_request(action.retry, self._request), plan.selection_retries)
+        plan = plan_of_request(action, self._request) if outgoing.instructed else plan_of(decision, action)
         return self._begin(upstream, plan, now)
 
     # --------------------------------------------------------------------------------------------------------- tunnels
@@ -280,11 +253,11 @@ class OutboundCall:
             return self._pass(name, "the listener passes it through")
         self._tunnel = request.scheme == "https"
         self._outgoing = Outgoing(request, None)
-        return self._begin(upstream.for_tcp, _NO_PLAN, now)
+        return self._begin(upstream.for_tcp, NO_PLAN, now)
 
     # -------------------------------------------------------------------------------------------------------- attempts
 
-    def _begin(self, upstream: Upstream, plan: _Plan, now: float) -> Action:
+    def _begin(self, upstream: Upstream, plan: Plan, now: float) -> Action:
         self._upstream, self._plan = upstream, plan
         self.record.upstream = upstream
         self._state = self.learned.cluster(upstream.cluster.name)

@@ -19,14 +19,14 @@ A body that cannot be sent again is never repeated by the policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from proxyless.core.request import Outcome, OutcomeKind, Request
 from proxyless.core.resources import RetryPolicy
 from proxyless.core.rng import Rng
 
-__all__ = ["FREE_REPEATS", "NO_RETRY", "RETRY_HEADERS", "RetryRule", "compile_rule", "rule_of_request"]
+__all__ = ["FREE_REPEATS", "RETRY_HEADERS", "RetryRule", "compile_rule", "rule_of_request"]
 
 FREE_REPEATS = 3
 
@@ -95,9 +95,6 @@ class RetryRule:
                 break
             width *= 2
         return rng.random() * min(width, self.max_interval)
-
-
-NO_RETRY = RetryRule(num_retries=0)
 
 
 def compile_rule(policy: RetryPolicy | None) -> RetryRule | None:
@@ -193,6 +190,3 @@ def _numbers(values: Iterable[str]) -> Iterable[int]:
 
 def _first_int(values: Iterable[str]) -> int | None:
     return next(iter(_numbers(values)), None)
-
-
-Observer = Callable[[Outcome], None]
