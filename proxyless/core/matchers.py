@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from proxyless.core.regex import compile_re2, re2_fullmatch
+from proxyless.core.regex import full_matcher
 from proxyless.core.request import Request
 
 __all__ = ["CidrMatcher", "HeaderMatcher", "PathMatcher", "QueryMatcher", "StringMatcher", "wire_text"]
@@ -75,7 +75,7 @@ _TESTS: dict[str, Callable[[str, str], bool]] = {
 
 def _compile(kind: str, value: str, ignore_case: bool) -> Callable[[str], bool]:
     if kind == "regex":
-        return partial(re2_fullmatch, compile_re2(value))
+        return full_matcher(value)
     if kind not in _TESTS:
         raise ValueError(f"unknown kind of string matcher: {kind!r}")
     if not value and kind != "exact":

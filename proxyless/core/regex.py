@@ -1,258 +1,148 @@
-"""RE2 patterns on Python's `re`: translated where the two agree in power, refused where RE2 has no such construct.
+"""RE2 patterns: refused where RE2 refuses them, and matched in bounded time.
 
 Envoy evaluates every regular expression of a configuration with RE2 and tests the whole string. A pattern that RE2 would
-refuse must be refused here too: a policy must not mean one thing in Envoy and another one in this library. What differs
-silently between the two dialects is rewritten: `$` (before a final newline in Python), `\\s` (vertical tab), `{,n}` (a literal
-in RE2), flags in the middle of a group, POSIX classes, `\\Q...\\E`, `\\z`, `(?<name>`.
-
-Source: RE2 syntax page and its parser; Envoy `Regex::CompiledGoogleReMatcher` (full match, default options).
+refuse must be refused here too: a policy must not mean one thing in Envoy and another one in this library. Python's `re` is
+fast but backtracks; an automaton takes over where a text could make it slow.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 
-__all__ = ["compile_re2", "re2_fullmatch"]
+from proxyless.core.automaton import Automaton
+from proxyless.core.regex_syntax import (
+    Alternative,
+    Assertion,
+    Characters,
+    Group,
+    Node,
+    Repeat,
+    Sequence_,
+    parse,
+)
 
-_MAX_REPEAT = 1000  # RE2 kMaxRepeat
+__all__ = ["compile_re2", "full_matcher"]
 
-_POSIX = {
-    "alnum": "0-9A-Za-z",
-    "alpha": "A-Za-z",
-    "ascii": r"\x00-\x7f",
-    "blank": r"\t\ ",
-    "cntrl": r"\x00-\x1f\x7f",
-    "digit": "0-9",
-    "graph": r"!-\~",
-    "lower": "a-z",
-    "print": r"\ -\~",
-    "punct": r"!-/:-@\[-`\{-\~",
-    "space": r"\t\n\v\f\r\ ",
-    "upper": "A-Z",
-    "word": "0-9A-Za-z_",
-    "xdigit": "0-9A-Fa-f",
+_BUDGET = 100_000  # steps that `re` may take at worst: about a millisecond
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ASSERTIONS = {
+    "start": r"\A",
+    "end": r"\Z",
+    "line_start": "(?m:^)",
+    "line_end": "(?m:$)",
+    "word": r"\b",
+    "no_word": r"(?!\b)",  # \B does not match an empty text before Python 3.14
 }
-_SPACE = r"\t\n\f\r\ "  # RE2 \s has no vertical tab
-_SIMPLE_ESCAPES = frozenset("afnrtv")
-_REPEAT = re.compile(r"\{[0-9]+(?:,[0-9]*)?\}")
-_GROUP = re.compile(r"\(\?(?:P?<(?P<name>[A-Za-z_][A-Za-z0-9_]*)>|(?P<flags>[imsU]*(?:-[imsU]+)?)(?P<end>[:)]))")
 
 
 def compile_re2(pattern: str) -> re.Pattern[str]:
-    """Compile an RE2 pattern. Raises ValueError with the reason when RE2 would refuse it or `re` cannot express it."""
-    translated = _Translator(pattern).run()
+    """The pattern for `re`, with the same groups: for rewrites. Raises ValueError with the reason.
+
+    Matching may backtrack; `full_matcher` does not.
+    """
+    return _compile(pattern, parse(pattern))
+
+
+def full_matcher(pattern: str) -> Callable[[str], bool]:
+    """A test of whole texts. Text that is not Unicode (surrogate escapes of invalid UTF-8) matches nothing, as in RE2.
+
+    Raises ValueError with the reason.
+    """
+    node = parse(pattern)
+    compiled = _compile(pattern, node)
+    branches, loops = _cost(node)
+    if branches + loops == 0:
+        return partial(_quick, compiled)
+    automaton = Automaton(node)
+    return partial(_bounded, compiled, automaton, _longest_text(branches, loops))
+
+
+def _compile(pattern: str, node: Node) -> re.Pattern[str]:
     try:
-        return re.compile(translated, re.ASCII)
+        return re.compile(_python(node), re.ASCII)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"invalid regular expression {pattern!r}: {error}") from None
 
 
-def re2_fullmatch(compiled: re.Pattern[str], text: str) -> bool:
-    """Full match. Text that is not Unicode (surrogate escapes of invalid UTF-8) matches nothing, as in RE2."""
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+def _quick(compiled: re.Pattern[str], text: str) -> bool:
+    return (text.isascii() or _SURROGATE.search(text) is None) and compiled.fullmatch(text) is not None
+
+
+def _bounded(compiled: re.Pattern[str], automaton: Automaton, longest: int, text: str) -> bool:
+    if not text.isascii() and _SURROGATE.search(text) is not None:
         return False
-    return compiled.fullmatch(text) is not None
+    if len(text) <= longest:
+        return compiled.fullmatch(text) is not None
+    return automaton.fullmatch(text)
 
 
-class _Translator:
-    """One pass over the pattern. `scopes` holds, for each open group, the flag groups opened inside of it by `(?i)`."""
+# ------------------------------------------------------------------------------------------------------------------- cost
 
-    def __init__(self, pattern: str) -> None:
-        self.pattern, self.at = pattern, 0
-        self.out: list[str] = []
-        self.scopes: list[list[str]] = [[]]
-        self.repeatable = False  # the last item may take a quantifier
+_ALWAYS_AUTOMATON = 64
 
-    def run(self) -> str:
-        pattern = self.pattern
-        while self.at < len(pattern):
-            char = pattern[self.at]
-            if char == "\\":
-                self._escape()
-            elif char == "[":
-                self._char_class()
-            elif char == "(":
-                self._open()
-            elif char == ")":
-                self._close()
-            elif char == "|":
-                self._alternative()
-            elif char in "*+?" or (char == "{" and _REPEAT.match(pattern, self.at)):
-                self._quantifier(char)
-            else:
-                self._plain(char)
-        if len(self.scopes) != 1:
-            raise self._error("missing )")
-        self.out.append(")" * len(self.scopes[0]))
-        return "".join(self.out)
 
-    def _error(self, reason: str) -> ValueError:
-        return ValueError(f"invalid regular expression {self.pattern!r}: {reason} (at {self.at}; the dialect is RE2)")
+def _cost(node: Node) -> tuple[int, int]:
+    """(choices that double the work, loops that multiply it by the length of the text) of backtracking, at worst."""
+    match node:
+        case Characters() | Assertion():
+            return 0, 0
+        case Group():
+            return _cost(node.node)
+        case Sequence_() | Alternative():
+            inner = [_cost(each) for each in node.nodes]
+            branches = sum(each for each, _ in inner) + (len(node.nodes) - 1 if isinstance(node, Alternative) else 0)
+            return branches, sum(each for _, each in inner)
+        case Repeat():
+            if node.least == node.most == 1 or (node.most == node.least and isinstance(node.node, Characters)):
+                return _cost(node.node)
+            if isinstance(node.node, Characters):
+                return (1, 0) if node.most == 1 else (0, 1)
+            branches, loops = _cost(node.node)
+            # Something that varies, repeated: exponential.
+            return (branches + 1, loops) if node.most == 1 else (_ALWAYS_AUTOMATON, loops)
 
-    def _emit(self, text: str, length: int, *, repeatable: bool = True) -> None:
-        self.out.append(text)
-        self.at += length
-        self.repeatable = repeatable
 
-    def _plain(self, char: str) -> None:
-        if char == "$":
-            self._emit("$" if self._multiline() else r"\Z", 1)
-        elif char == "^":
-            self._emit("^", 1)
-        elif char == ".":
-            self._emit(".", 1)
-        else:
-            self._emit(re.escape(char), 1)
+def _longest_text(branches: int, loops: int) -> int:
+    """The longest text on which `re` stays in the budget."""
+    share = _BUDGET >> min(branches, _ALWAYS_AUTOMATON)
+    if loops == 0:
+        return share
+    return int(share ** (1 / loops))
 
-    def _multiline(self) -> bool:
-        state = False
-        for scope in self.scopes:
-            for flags in scope:
-                on, _, off = flags.partition("-")
-                state = ("m" in on) or (state and "m" not in off)
-        return state
 
-    def _quantifier(self, char: str) -> None:
-        if not self.repeatable:
-            raise self._error(f"repetition operator {char!r} has nothing to repeat, or follows another one")
-        text = char
-        if char == "{":
-            text = self._counted()
-        lazy = self.pattern[self.at + len(text) : self.at + len(text) + 1] == "?"
-        self._emit(text + ("?" if lazy else ""), len(text) + lazy, repeatable=False)
+# ----------------------------------------------------------------------------------------------------------------- python
 
-    def _counted(self) -> str:
-        """The ``{n}``, ``{n,}`` or ``{n,m}`` here."""
-        text = self.pattern[self.at : self.pattern.index("}", self.at) + 1]
-        numbers = [int(part) for part in text[1:-1].split(",") if part]
-        if max(numbers) > _MAX_REPEAT or numbers != sorted(numbers):
-            raise self._error("invalid repetition size")
-        return text
 
-    def _alternative(self) -> None:
-        """`a(?i)b|c`: the flag holds for `c` too, so its groups are closed before the bar and opened again after it."""
-        scope = self.scopes[-1]
-        self._emit(")" * len(scope) + "|" + "".join(f"(?{flags}:" for flags in scope), 1, repeatable=False)
-
-    def _open(self) -> None:
-        if not self.pattern.startswith("(?", self.at):
-            self.scopes.append([])
-            self._emit("(", 1, repeatable=False)
-            return
-        found = _GROUP.match(self.pattern, self.at)
-        if found is None:
-            raise self._error(
-                f"{self.pattern[self.at : self.at + 4]!r} is not RE2 (no look-around, references, atomic groups)"
+def _python(node: Node) -> str:
+    match node:
+        case Characters():
+            return _python_class(node)
+        case Assertion():
+            return _ASSERTIONS[node.kind]
+        case Sequence_():
+            return "".join(
+                f"(?:{_python(each)})" if isinstance(each, Alternative) else _python(each) for each in node.nodes
             )
-        if found["name"]:
-            self.scopes.append([])
-            self._emit(f"(?P<{found['name']}>", len(found[0]), repeatable=False)
-            return
-        flags = found["flags"]
-        if "U" in flags:
-            raise self._error("flag U (ungreedy) is not supported")
-        if found["end"] == ":":
-            self.scopes.append([flags] if flags else [])
-            self._emit(f"(?:(?{flags}:" if flags else "(?:", len(found[0]), repeatable=False)
-            return
-        if not flags:
-            raise self._error("missing flags in (?)")
-        self.scopes[-1].append(flags)
-        self._emit(f"(?{flags}:", len(found[0]), repeatable=False)
-
-    def _close(self) -> None:
-        if len(self.scopes) == 1:
-            raise self._error("unexpected )")
-        self._emit(")" * (len(self.scopes.pop()) + 1), 1)
-
-    def _escape(self) -> None:
-        following = self.pattern[self.at + 1 : self.at + 2]
-        if following == "Q":
-            end = self.pattern.find("\\E", self.at + 2)
-            literal = self.pattern[self.at + 2 : end if end >= 0 else len(self.pattern)]
-            self._emit(re.escape(literal), len(literal) + (4 if end >= 0 else 2), repeatable=bool(literal))
-        elif following in ("A", "b", "B"):
-            self._emit("\\" + following, 2)
-        elif following == "z":
-            self._emit(r"\Z", 2)
-        elif following in ("d", "D", "w", "W"):
-            self._emit("\\" + following, 2)
-        elif following in ("s", "S"):
-            self._emit(f"[{'^' if following == 'S' else ''}{_SPACE}]", 2)
-        else:
-            code, length = self._literal_escape()
-            self._emit(re.escape(chr(code)), length)
-
-    def _literal_escape(self) -> tuple[int, int]:
-        """Code point and length of an escape that stands for one character."""
-        rest = self.pattern[self.at + 1 :]
-        char = rest[:1]
-        if not char:
-            raise self._error("trailing \\")
-        if char in _SIMPLE_ESCAPES:
-            return ord({"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}[char]), 2
-        if char == "x":
-            found = re.match(r"x(?:([0-9A-Fa-f]{2})|\{([0-9A-Fa-f]{1,6})\})", rest)
-            if found is None or (code := int(found[1] or found[2], 16)) > 0x10FFFF:
-                raise self._error("invalid escape \\x")
-            return code, 1 + len(found[0])
-        octal = re.match(r"0[0-7]{0,2}|[1-7][0-7]{1,2}", rest)
-        if octal is not None:
-            return int(octal[0], 8), 1 + len(octal[0])
-        if char.isdigit():
-            raise self._error("back references do not exist in RE2")
-        if char in "pPC" or char.isalnum() or char == "_" or not char.isascii():
-            raise self._error(f"escape \\{char} is not supported")
-        return ord(char), 2
-
-    def _char_class(self) -> None:
-        out, start = ["["], self.at
-        self.at += 1
-        if self.pattern.startswith("^", self.at):
-            out.append("^")
-            self.at += 1
-        first = True
-        while first or not self.pattern.startswith("]", self.at):
-            first = False
-            if self.at >= len(self.pattern):
-                self.at = start
-                raise self._error("missing ]")
-            out.append(self._class_item())
-        out.append("]")
-        self._emit("".join(out), 1)
-
-    def _class_item(self) -> str:
-        pattern = self.pattern
-        if pattern.startswith("[:", self.at) and (end := pattern.find(":]", self.at)) >= 0:
-            name = pattern[self.at + 2 : end]
-            if name.startswith("^") or name not in _POSIX:
-                raise self._error(f"character class [:{name}:] is not supported")
-            self.at = end + 2
-            return _POSIX[name]
-        if pattern[self.at] == "\\" and pattern[self.at + 1 : self.at + 2] in ("d", "D", "w", "W", "s", "S"):
-            kind = pattern[self.at + 1]
-            self.at += 2
-            if kind == "S":
-                raise self._error("\\S inside of a character class is not supported")
-            return _SPACE if kind == "s" else "\\" + kind
-        low = self._class_char()
-        if pattern.startswith("-", self.at) and pattern[self.at + 1 : self.at + 2] not in ("]", ""):
-            self.at += 1
-            high = self._class_char()
-            if high < low:
-                raise self._error("invalid character class range")
-            return f"{_in_class(low)}-{_in_class(high)}"
-        return _in_class(low)
-
-    def _class_char(self) -> int:
-        if self.pattern[self.at] == "\\":
-            code, length = self._literal_escape()
-            self.at += length
-            return code
-        self.at += 1
-        return ord(self.pattern[self.at - 1])
+        case Alternative():
+            return "|".join(_python(each) for each in node.nodes)
+        case Group():
+            return f"({f'?P<{node.name}>' if node.name else ''}{_python(node.node)})"
+        case Repeat():
+            inner = _python(node.node)
+            if not isinstance(node.node, Characters | Group):
+                inner = f"(?:{inner})"
+            most = "" if node.most is None else node.most
+            return f"{inner}{{{node.least},{most}}}{'?' if node.lazy else ''}"
 
 
-def _in_class(code: int) -> str:
-    char = chr(code)
-    return char if char.isalnum() or not char.isascii() else f"\\x{code:02x}"
+def _python_class(node: Characters) -> str:
+    if node == Characters(((10, 10),), negated=True):
+        return "."
+    if not node.negated and len(node.ranges) == 1 and node.ranges[0][0] == node.ranges[0][1]:
+        return re.escape(chr(node.ranges[0][0]))
+    if not node.ranges:
+        return "(?s:.)"  # nothing excluded
+    parts = "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in node.ranges)
+    return f"[{'^' if node.negated else ''}{parts}]"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxyless.core.matchers import CidrMatcher, HeaderMatcher, PathMatcher, QueryMatcher, StringMatcher, wire_text
@@ -129,6 +129,7 @@ def test_values_are_read_as_utf8_and_broken_ones_match_no_regex() -> None:
     assert HeaderMatcher("x-h", StringMatcher("prefix", "a")).matches(raw)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=20))
 def test_reading_wire_text_never_fails(data: bytes) -> None:
     assert wire_text(data.decode("latin-1")).encode("utf-8", "surrogateescape") == data
@@ -219,6 +220,7 @@ def test_what_is_no_address_is_in_no_range(host: str) -> None:
     assert not CidrMatcher("0.0.0.0", 0).matches(host)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4), st.ip_addresses(v=4), st.integers(0, 32))
 def test_a_range_holds_what_shares_its_first_bits(base: object, other: object, length: int) -> None:
     shift = 32 - length

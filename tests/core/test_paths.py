@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxyless.core.paths import canonicalize, normalize_path, split_target
@@ -96,11 +96,13 @@ _RULES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(path=st.text(max_size=30) | _PATHS, rules=_RULES)
 def test_normalising_never_raises(path: str, rules: PathNormalization) -> None:
     normalize_path(path, rules)
 
 
+@settings(deadline=None)
 @given(path=_PATHS)
 def test_normalising_twice_is_normalising_once_unless_escapes_are_nested(path: str) -> None:
     once = canonicalize(path)
@@ -108,6 +110,7 @@ def test_normalising_twice_is_normalising_once_unless_escapes_are_nested(path: s
         assert canonicalize(once) == once
 
 
+@settings(deadline=None)
 @given(path=_PATHS)
 def test_a_canonical_path_has_no_dot_segment_and_no_back_slash(path: str) -> None:
     result = canonicalize(path)
@@ -133,6 +136,7 @@ def reference(path: str) -> str:
     return "/" + "/".join(out)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["/", "\\", ".", "..", "%2e", "a"]), max_size=10).map(lambda parts: "/" + "".join(parts))
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxyless.core.matchers import CidrMatcher, HeaderMatcher, PathMatcher, StringMatcher
@@ -259,6 +259,7 @@ def truth(tree: Any, facts: frozenset[str]) -> bool:
     return (all if kind == "and" else any)(truth(each, facts) for each in inner)
 
 
+@settings(deadline=None)
 @given(
     action=st.sampled_from(["ALLOW", "DENY", "LOG"]),
     trees=st.dictionaries(st.text("xyz", min_size=1, max_size=3), st.tuples(_TREES, _TREES), max_size=4),

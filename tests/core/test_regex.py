@@ -3,14 +3,20 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxyless.core.regex import compile_re2, re2_fullmatch
+from proxyless.core.automaton import Automaton
+from proxyless.core.regex import compile_re2, full_matcher
+from proxyless.core.regex_syntax import parse
 
 
 def matches(pattern: str, text: str) -> bool:
-    return re2_fullmatch(compile_re2(pattern), text)
+    """Both engines, which must agree."""
+    found = full_matcher(pattern)(text)
+    if not any("\ud800" <= char <= "\udfff" for char in text):
+        assert Automaton(parse(pattern)).fullmatch(text) is found
+    return found
 
 
 @pytest.mark.parametrize(
@@ -106,12 +112,14 @@ _PATTERNS = st.lists(st.tuples(_ATOMS, st.sampled_from(["", "*", "+", "?", "{2}"
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(pattern=_PATTERNS, text=st.text("ab1.x\n", max_size=6))
 def test_on_the_common_dialect_the_translation_agrees_with_python(pattern: str, text: str) -> None:
     plain = re.compile(pattern.replace("$", r"\Z"), re.ASCII)
     assert matches(pattern, text) is (plain.fullmatch(text) is not None)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=20))
 def test_any_text_compiles_or_is_refused_and_nothing_else(pattern: str) -> None:
     try:
@@ -121,8 +129,66 @@ def test_any_text_compiles_or_is_refused_and_nothing_else(pattern: str) -> None:
     compiled.fullmatch("abc")
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=20))
 def test_quoted_text_matches_itself_only(text: str) -> None:
     pattern = "\\Q" + text.replace("\\E", "") + "\\E"
     assert matches(pattern, text.replace("\\E", ""))
     assert not matches(pattern, text.replace("\\E", "") + "x")
+
+
+# ------------------------------------------------------------------------------------------------------------ bounded time
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("(a+)+b", "a" * 5_000),
+        ("(a|a)*b", "a" * 5_000),
+        ("(a|aa)+b", "a" * 5_000),
+        ("(.*)*x", "a" * 5_000),
+        ("(a?){40}a{40}b", "a" * 60),
+        (".*a.*b.*c.*d", "ab" * 2_500),
+        ("(?i)(x+x+)+y", "x" * 5_000),
+        (r"(\w+\s?)*!", "word " * 1_000),
+    ],
+)
+def test_no_text_makes_a_pattern_slow(pattern: str, text: str) -> None:
+    """With a backtracking engine each of these takes longer than the age of the universe, or minutes at least."""
+    assert not full_matcher(pattern)(text)
+
+
+def test_a_pattern_that_is_too_large_is_refused() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        full_matcher("((a{1000}){1000}){1000}")
+    with pytest.raises(ValueError, match="nested"):
+        full_matcher("(" * 200 + "a" + ")" * 200)
+
+
+_NESTED = st.recursive(
+    st.sampled_from(["a", "b", ".", "[^a]", r"\b", "^", "$", r"\B", "(?m:^)", "(?m:$)", "(?i:A)", ""]),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=3).map("".join)
+        | st.lists(inner, min_size=2, max_size=3).map(lambda parts: f"(?:{'|'.join(parts)})")
+        | st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "{2,}"])).map(
+            lambda pair: f"({pair[0]}){pair[1]}"
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(pattern=_NESTED, texts=st.lists(st.text("ab \n", max_size=6), min_size=1, max_size=5))
+def test_the_automaton_and_python_agree(pattern: str, texts: list[str]) -> None:
+    automaton, compiled = Automaton(parse(pattern)), compile_re2(pattern)
+    for text in texts:
+        assert automaton.fullmatch(text) is (compiled.fullmatch(text) is not None)
+
+
+def test_the_cache_of_states_is_bounded() -> None:
+    automaton = Automaton(parse("(a|b)*a(a|b){12}"))
+    words = ["".join("ab"[number >> bit & 1] for bit in range(14)) for number in range(1 << 14)]
+    hits = sum(automaton.fullmatch(word) for word in words)
+    assert hits == len(words) // 2
+    assert len(automaton._states) <= 1_000

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxyless import protos
@@ -89,6 +89,7 @@ DECODERS: list[tuple[Decode, str]] = [
 
 
 @pytest.mark.parametrize("decoder", [decoder for decoder, _ in DECODERS])
+@settings(deadline=None)
 @given(raw=st.binary(max_size=200))
 def test_any_bytes_are_decoded_or_refused_and_nothing_else(decoder: Decode, raw: bytes) -> None:
     with contextlib.suppress(InvalidResourceError):
@@ -135,6 +136,7 @@ def _scalar(field: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize(("decoder", "full_name"), DECODERS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_any_well_formed_message_is_decoded_or_refused_and_nothing_else(
     decoder: Decode, full_name: str, data: st.DataObject
