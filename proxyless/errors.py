@@ -234,7 +234,8 @@ class EngineError(ProxylessError):
 
     Attributes:
         kind: one of ``connect``, ``connect_timeout``, ``tls``, ``identity``, ``pool_overflow``, ``pool_timeout``,
-            ``write``, ``read``, ``read_timeout``, ``protocol``, ``deadline``.
+            ``read`` (reset), ``closed`` (ended in an orderly way, but too early), ``read_timeout``, ``write_timeout``,
+            ``protocol``, ``deadline``, ``request`` (cannot be sent as it is: nothing happened on any connection).
         reused: the connection had served an earlier request.
         bytes_seen: any byte of this response was received.
         request_sent: any byte of this request was written.

@@ -364,6 +364,8 @@ class AsyncConnection(asyncio.Protocol):
                 raise EngineError("request", f"the body is longer than its Content-Length, {head.length}")
             else:
                 transport.write(chunk)
+                if sent == head.length:  # the answer may come before the iterator finds its end
+                    self._body_pending = False
             self._since = self._clock()
             while self._write_paused_at is not None and not self.closed:
                 self._writable = self._loop.create_future()

@@ -14,7 +14,6 @@ _KINDS = {
     "tls": OutcomeKind.CONNECT_FAILURE,
     "identity": OutcomeKind.CONNECT_FAILURE,
     "pool_overflow": OutcomeKind.OVERFLOW,
-    "write": OutcomeKind.RESET,
     "read": OutcomeKind.RESET,
     "closed": OutcomeKind.RESET,
     "protocol": OutcomeKind.PROTOCOL_ERROR,

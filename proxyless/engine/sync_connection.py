@@ -102,8 +102,8 @@ class SyncConnection:
                 self._write(head.data)
                 if not head.expect or self._invited():
                     self._send_body(head, body)
-        except _WriteFailedError as failed:
-            self._early_answer(failed)
+        except _WriteFailedError:
+            self._body_pending = True  # the server reads no more: an early answer, or else reading tells why
         while not response.head_done:
             self._read()
         if not response.complete:
@@ -198,7 +198,7 @@ class SyncConnection:
         except TimeoutError:
             raise self._evidence(kind, "the server took nothing in time") from None
         except OSError as error:
-            raise _WriteFailedError(error) from error
+            raise _WriteFailedError from error
 
     def _send_at_once(self, head: bytes, body: bytes) -> None:
         if len(body) <= INLINE_BODY:
@@ -238,7 +238,7 @@ class SyncConnection:
                 raise EngineError("request", f"the body is longer than its Content-Length, {head.length}")
             else:
                 self._write(chunk)
-            if self._poll.poll(0) and self._answered_early():
+            if sent != head.length and self._poll.poll(0) and self._answered_early():
                 return
         if head.chunked:
             self._write(b"0\r\n\r\n")
@@ -263,24 +263,12 @@ class SyncConnection:
             raise self._evidence("protocol", str(error)) from None
         return self.response.head_done
 
-    def _early_answer(self, failed: _WriteFailedError) -> None:
-        """The server stopped reading; what it said before is worth more than the failed write."""
-        try:
-            while not self.response.head_done:
-                self._read()
-        except EngineError as error:
-            if self.response.seen:
-                raise
-            raise self._evidence("write", f"connection lost while sending: {failed.error}") from error
-
     def _evidence(self, kind: str, message: str) -> EngineError:
         return EngineError(kind, message, reused=self.uses > 1, bytes_seen=self.response.seen, request_sent=True)
 
 
 class _WriteFailedError(Exception):
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error
+    """The socket takes no more."""
 
 
 class LateError(Exception):

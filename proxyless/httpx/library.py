@@ -29,7 +29,6 @@ _THEIRS = {
     "connect_timeout": "ConnectTimeout",
     "pool_timeout": "PoolTimeout",
     "pool_overflow": "PoolTimeout",
-    "write": "WriteError",
     "write_timeout": "WriteTimeout",
     "read": "ReadError",
     "read_timeout": "ReadTimeout",
