@@ -20,7 +20,10 @@ class Attempt:
     Attributes:
         number: 1 for the first try.
         state: counters of the cluster; the engine counts `connections` and `pending` in it.
-        deadline: the instant when this attempt is over, None: never. `per_try`: report PER_TRY_TIMEOUT then, else TIMEOUT.
+        deadline: the instant when the call is over, None: never.
+        per_try_timeout: seconds that the attempt may take from the moment it has a connection (as Envoy counts: recorded, time
+            in the queue does not count); None: as long as the call. See `begin`.
+        per_try: once begun: the attempt's own time ends before the call's. Report PER_TRY_TIMEOUT then, else TIMEOUT.
         connect_timeout: seconds for connecting, handshake included; beyond: CONNECT_FAILURE with `timed_out`.
         target: path and query as bytes, after rewrites. authority: Host to send, after rewrites.
         headers: raw pairs to send, without Host.
@@ -39,6 +42,7 @@ class Attempt:
         "method",
         "number",
         "per_try",
+        "per_try_timeout",
         "server_name",
         "state",
         "target",
@@ -52,7 +56,7 @@ class Attempt:
         endpoint: Endpoint,
         state: ClusterState,
         deadline: float | None,
-        per_try: bool,
+        per_try_timeout: float | None,
         connect_timeout: float,
         method: str,
         target: bytes,
@@ -63,9 +67,18 @@ class Attempt:
         fresh: bool = False,
     ) -> None:
         self.number, self.upstream, self.endpoint, self.state = number, upstream, endpoint, state
-        self.deadline, self.per_try, self.connect_timeout = deadline, per_try, connect_timeout
+        self.deadline, self.per_try_timeout, self.connect_timeout = deadline, per_try_timeout, connect_timeout
+        self.per_try = False
         self.method, self.target, self.authority, self.headers = method, target, authority, headers
         self.app_tls, self.server_name, self.fresh = app_tls, server_name, fresh
+
+    def begin(self, now: float) -> float | None:
+        """There is a connection for it now: -> the instant when the attempt is over."""
+        deadline, own = self.deadline, self.per_try_timeout
+        if own is not None and (deadline is None or now + own < deadline):
+            self.per_try = True
+            return now + own
+        return deadline
 
     @property
     def tls(self) -> UpstreamTls | None:

@@ -303,13 +303,7 @@ class OutboundCall:
     def _send(self, now: float, *, fresh: bool) -> Attempt:
         record, plan, outgoing, endpoint = self.record, self._plan, self._outgoing, self._endpoint
         self._stage = _ATTEMPTING
-        deadline, per_try = self._limit, False
-        connect_timeout = self._upstream.cluster.connect_timeout
         one = plan.timeouts.per_try
-        if one is not None:
-            if deadline is None or now + one < deadline:
-                deadline, per_try = now + one, True
-            connect_timeout = min(connect_timeout, one)
         if outgoing.rewrite_host and self._decision is not None:
             action = self._decision.route.action
             if isinstance(action, RouteAction):
@@ -323,9 +317,9 @@ class OutboundCall:
             self._upstream,
             endpoint,
             self._state,
-            deadline,
-            per_try,
-            connect_timeout,
+            self._limit,
+            one,
+            self._upstream.cluster.connect_timeout,
             outgoing.method,
             outgoing.target,
             outgoing.authority,

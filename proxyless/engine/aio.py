@@ -92,7 +92,7 @@ class AsyncEngine:
                 connection = await self._acquire(attempt, pool, timeouts)
             if connection is not None:
                 break
-        await connection.exchange(head, body, timeouts, attempt.deadline)
+        await connection.exchange(head, body, timeouts, attempt.begin(self._clock()))
         return AsyncExchange(connection)
 
     async def aclose(self) -> None:

@@ -136,7 +136,7 @@ class SyncEngine:
         head = request_head(attempt.method, attempt.target, attempt.authority, attempt.headers, length)
         connection = self._acquire(attempt, timeouts)
         try:
-            connection.exchange(head, body, timeouts, attempt.deadline)
+            connection.exchange(head, body, timeouts, attempt.begin(self._clock()))
             return SyncExchange(connection, self)
         except BaseException:
             connection.shut()

@@ -53,10 +53,10 @@ class Network:
         self.order.append(where)
         steps = self.plan or OK
         step = self.endpoints.get(where) or steps[min(number, len(steps)) - 1]
-        arrives, outcome = now + step.get("delay_ms", 0) / 1000, _outcome(step)
-        if step.get("action") == "hang" or (attempt.deadline is not None and arrives > attempt.deadline):
+        arrives, outcome, deadline = now + step.get("delay_ms", 0) / 1000, _outcome(step), attempt.begin(now)
+        if step.get("action") == "hang" or (deadline is not None and arrives > deadline):
             kind = OutcomeKind.PER_TRY_TIMEOUT if attempt.per_try else OutcomeKind.TIMEOUT
-            return (attempt.deadline if attempt.deadline is not None else float("inf")), Outcome(kind=kind)
+            return (deadline if deadline is not None else float("inf")), Outcome(kind=kind)
         return arrives, outcome
 
 

@@ -158,8 +158,9 @@ class Driver:
     def _answer(self, attempt: Attempt) -> Action:
         outcome = self.plan[min(len(self.attempts), len(self.plan)) - 1]
         end = self.now + self.took
-        if attempt.deadline is not None and end >= attempt.deadline:
-            end = attempt.deadline
+        deadline = attempt.begin(self.now)
+        if deadline is not None and end >= deadline:
+            end = deadline
             outcome = failure(OutcomeKind.PER_TRY_TIMEOUT if attempt.per_try else OutcomeKind.TIMEOUT)
         self.now = end
         return self.call.on_outcome(outcome, self.now)

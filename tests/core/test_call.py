@@ -92,7 +92,7 @@ def test_a_good_call_delivers_and_names_what_decided() -> None:
     assert isinstance(action, Deliver)
     (attempt,) = driver.attempts
     assert (attempt.number, attempt.method, attempt.target, attempt.authority) == (1, "GET", b"/pay/1?q=2", "pay")
-    assert (attempt.deadline, attempt.per_try, attempt.app_tls, attempt.fresh) == (None, False, False, False)
+    assert (attempt.deadline, attempt.per_try_timeout, attempt.app_tls, attempt.fresh) == (None, None, False, False)
     record = driver.call.record
     assert (record.virtual_host, record.route, record.origin, record.cluster) == ("vh", "main", "/apis/x", "c")
     assert (record.service, record.service_namespace, record.workload) == ("pay.shop", "shop", "w;ns")
@@ -466,10 +466,13 @@ def test_a_try_that_takes_too_long_ends_the_call_where_it_does_not() -> None:
     assert driver.now == 1002.0
 
 
-def test_connecting_is_bounded_by_the_time_of_a_try() -> None:
-    driver = Driver(simple("5xx", per_try_timeout=2.0), request())
-    driver.run()
-    assert driver.attempts[0].connect_timeout == 2.0
+def test_the_time_of_a_try_begins_with_its_connection() -> None:
+    """Recorded: requests that wait 0.7 s for one of 100 connections still have their 2 s."""
+    attempt = Driver(simple("5xx", per_try_timeout=2.0, timeout=5.0), request()).call.next(1000.0)
+    assert isinstance(attempt, Attempt)
+    assert (attempt.connect_timeout, attempt.deadline) == (5.0, 1005.0)
+    assert (attempt.begin(1000.7), attempt.per_try) == (1002.7, True)
+    assert Driver(simple("5xx", per_try_timeout=2.0, timeout=1.0), request()).call.next(0.0).begin(0.0) == 1.0  # type: ignore[union-attr]  # an Attempt
 
 
 def test_the_callers_time_bounds_the_routes() -> None:

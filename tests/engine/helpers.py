@@ -222,7 +222,7 @@ class Target:
             self.upstream.endpoints[0],
             self.state,
             None if within is None else time.monotonic() + within,
-            False,
+            None,
             connect_timeout,
             method,
             target,
