@@ -28,7 +28,7 @@ from uvicorn.supervisors import ChangeReload, Multiprocess
 from proxyless.asgi import STATE, ASGIApp, Lifespan, Message, Receive, Scope, Send
 from proxyless.errors import SettingsError
 from proxyless.runtime.drain import drain_on_sigterm
-from proxyless.runtime.inbound import MeshLike, default_mesh
+from proxyless.runtime.inbound import MeshLike, serving_mesh
 from proxyless.settings import Settings
 
 __all__ = ["run", "served_app"]
@@ -166,7 +166,7 @@ class _Served:
                 mesh = scope["state"].get(STATE)
                 if mesh is None:
                     log.warning("the application has no MeshMiddleware; policy is enforced all the same")
-                    mesh = scope["state"][STATE] = default_mesh()
+                    mesh = scope["state"][STATE] = serving_mesh()
                     mesh.start()
                     ours.append(mesh)
                 drain_on_sigterm(mesh)

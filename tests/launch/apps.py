@@ -1,0 +1,36 @@
+"""Applications that `proxyless run` loads in the tests; see `tests.wsgi.apps` for their mesh."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fastapi import FastAPI, Request
+
+from proxyless.asgi import MeshMiddleware, mesh_peer
+from proxyless.runtime.inbound import serve_with
+from tests.wsgi.apps import MESH
+
+app = FastAPI()
+app.add_middleware(MeshMiddleware, mesh=MESH)
+
+
+@app.get("/")
+def who(request: Request) -> dict[str, Any]:
+    return {"peer": str(mesh_peer(request).identity or ""), "pid": os.getpid()}
+
+
+def make_without_middleware() -> FastAPI:
+    """An application whose author forgot the middleware, made by a factory."""
+    serve_with(MESH)
+    bare = FastAPI()
+
+    @bare.get("/")
+    def root() -> dict[str, int]:
+        return {"pid": os.getpid()}
+
+    return bare
+
+
+def broken() -> FastAPI:
+    raise RuntimeError("cannot be made")
