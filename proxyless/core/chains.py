@@ -19,6 +19,7 @@ from proxyless.core.resources import DownstreamTls, FilterChain, Listener
 
 __all__ = ["ConnectionInfo", "accepts_plaintext", "select_chain", "tls_for_port"]
 
+_PLAIN_TEXT = ("http/1.1",)
 _HTTP2 = frozenset({"h2", "istio-h2"})
 
 Chains = Sequence[FilterChain]
@@ -30,7 +31,8 @@ class ConnectionInfo:
 
     Attributes:
         transport: ``tls`` when the first byte begins a TLS handshake.
-        alpn: what the client offers, in its order.
+        alpn: what the client offers, in its order. Plain text offers none and counts as HTTP/1.1, for our servers speak nothing
+            else; in Envoy the HTTP inspector says so.
         server_name: its SNI, empty without one.
     """
 
@@ -47,7 +49,8 @@ def select_chain(listener: Listener, info: ConnectionInfo) -> FilterChain | None
     chains = _by_range(chains, lambda chain: chain.match.prefix_ranges, info.destination.host)
     chains = _by_server_name(chains, info.server_name.lower())
     chains = _by_value(chains, lambda chain: _one(chain.match.transport_protocol), (info.transport,))
-    chains = _by_value(chains, lambda chain: chain.match.application_protocols, info.alpn)
+    offered = info.alpn or (_PLAIN_TEXT if info.transport == "raw_buffer" else ())
+    chains = _by_value(chains, lambda chain: chain.match.application_protocols, offered)
     chains = _by_source_type(chains, info)
     chains = _by_range(chains, lambda chain: chain.match.source_prefix_ranges, info.source.host)
     chains = _by_value(chains, lambda chain: chain.match.source_ports, (info.source.port,))

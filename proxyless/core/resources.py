@@ -127,6 +127,7 @@ class UpstreamTls:
     certificate_file: str = ""
     key_file: str = ""
     ca_file: str = ""
+    tls13_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +142,7 @@ class DownstreamTls:
     certificate_file: str = ""
     key_file: str = ""
     ca_file: str = ""
+    tls13_only: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------------- routes

@@ -228,7 +228,7 @@ class TlsContexts:
             asked = tls.require_client_certificate or tls.validation is not TlsMaterial.NONE
             if asked:
                 context.verify_mode = ssl.CERT_REQUIRED if tls.require_client_certificate else ssl.CERT_OPTIONAL
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.tls13_only else ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_TICKET
         if tls.validation is TlsMaterial.MESH:
             context.set_ciphers(MESH_CIPHERS)

@@ -58,6 +58,12 @@ def test_the_first_protocol_offered_that_a_chain_names_wins() -> None:
     assert chosen(chains, alpn=("x",)) == "none"
 
 
+def test_plain_text_counts_as_http() -> None:
+    chains = [chain("http", application_protocols=("http/1.1", "h2c")), chain("tcp")]
+    assert chosen(chains) == "http"
+    assert chosen(chains, transport="tls") == "tcp"
+
+
 def test_source_type_source_range_and_source_port_come_last() -> None:
     chains = [
         chain("local", source_type="LOCAL"),

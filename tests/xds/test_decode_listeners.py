@@ -194,6 +194,13 @@ def test_a_secret_that_is_not_ours_to_fetch_is_unknown_not_refused() -> None:
     assert (found.certificate, found.validation) == (TlsMaterial.UNKNOWN, TlsMaterial.NONE)
 
 
+def test_a_minimum_of_tls_1_3_is_kept_and_lower_ones_mean_1_2() -> None:
+    for version, expected in (("TLSv1_3", True), ("TLSv1_2", False), ("TLSv1_0", False)):
+        found = downstream(**ISTIO, tls_params={"tls_minimum_protocol_version": version})
+        assert found is not None
+        assert found.tls13_only is expected
+
+
 def test_a_plain_text_socket_is_no_tls() -> None:
     socket = {"name": "envoy.transport_sockets.raw_buffer", "typed_config": {"@type": RAW}}
     assert listener(chain_of(manager(), transport_socket=socket)).filter_chains[0].tls is None

@@ -41,7 +41,6 @@ NOT_ACTED_ON = {
     f"{HCM}.http_filters[envoy.filters.http.ext_authz]",
     f"{HCM}.http_filters[envoy.filters.http.jwt_authn]",
     "filter_chains.filters[envoy.filters.network.mongo_proxy]",
-    "filter_chains.transport_socket.typed_config.common_tls_context.tls_params.tls_minimum_protocol_version",
     "virtual_hosts.require_tls",
     "virtual_hosts.routes.request_headers_to_add.header[x-b]: substitution commands",
     "virtual_hosts.routes.route.hash_policy",

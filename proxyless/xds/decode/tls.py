@@ -21,6 +21,7 @@ _TLS = "envoy.extensions.transport_sockets.tls.v3."
 _RAW = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
 _MESH_CERTIFICATE, _MESH_ROOTS, _MESH_PROVIDER = "default", "ROOTCA", "default"
 _MAX_SNI = 255
+_TLS_1_3 = 4  # TlsParameters.TlsProtocol; 1.2 is the floor here whatever the configuration says
 _SAN_TYPES_CHECKED = frozenset({"SAN_TYPE_UNSPECIFIED", "DNS", "URI"})
 # Checks that we do not make: to ignore one would accept a peer that the configuration refuses.
 _REFUSED_CHECKS = (
@@ -64,6 +65,7 @@ def upstream_tls(socket: Any) -> UpstreamTls | None:
         validation=validation.material,
         ca_file=validation.file,
         san_matchers=validation.sans,
+        tls13_only=common.tls_params.tls_minimum_protocol_version >= _TLS_1_3,
     )
 
 
@@ -89,6 +91,7 @@ def downstream_tls(socket: Any) -> DownstreamTls | None:
         validation=validation.material,
         ca_file=validation.file,
         san_matchers=validation.sans,
+        tls13_only=common.tls_params.tls_minimum_protocol_version >= _TLS_1_3,
     )
 
 

@@ -124,7 +124,7 @@ HANDLED: Mapping[str, frozenset[str]] = {
         "trusted_ca ca_certificate_provider_instance system_root_certs match_typed_subject_alt_names"
         " match_subject_alt_names"
     ),
-    _TLS + "TlsParameters": frozenset(),
+    _TLS + "TlsParameters": _names("tls_minimum_protocol_version"),
     _TLS + "SdsSecretConfig": _names("name"),
     _ENDPOINT + "ClusterLoadAssignment": _names("cluster_name endpoints"),
     _ENDPOINT + "LocalityLbEndpoints": _names("locality lb_endpoints load_balancing_weight priority"),
@@ -265,7 +265,7 @@ def _is_zero_share(value: Any) -> bool:
     return bool(value.value == 0)
 
 
-_TLS_1_2, _TLS_1_3 = 3, 4
+_TLS_1_3 = 4
 
 # Values that ask for what is done anyway.
 NEUTRAL: Mapping[tuple[str, str], Callable[[Any], bool]] = {
@@ -274,7 +274,6 @@ NEUTRAL: Mapping[tuple[str, str], Callable[[Any], bool]] = {
     (_CLUSTER + "OutlierDetection", "enforcing_local_origin_success_rate"): _is_zero_share,
     (_CLUSTER + "OutlierDetection", "enforcing_failure_percentage"): _is_zero_share,
     (_CLUSTER + "OutlierDetection", "enforcing_failure_percentage_local_origin"): _is_zero_share,
-    (_TLS + "TlsParameters", "tls_minimum_protocol_version"): lambda value: value <= _TLS_1_2,
     (_TLS + "TlsParameters", "tls_maximum_protocol_version"): lambda value: value in (0, _TLS_1_3),
     (_ROUTE + "VirtualHost", "require_tls"): lambda value: value == 0,
     (_ROUTE + "RouteAction", "priority"): lambda value: value == 0,
