@@ -50,7 +50,7 @@ def network_filters(world: World, policies: Sequence[Resource[AuthorizationPolic
 def _filters(world: World, policies: Sequence[Resource[AuthorizationPolicy]], tcp: bool) -> Iterable[Tree]:
     custom = [policy for policy in policies if policy.spec.action == "CUSTOM"]
     if custom:
-        yield _filter(world, "DENY", custom, [], tcp)
+        yield {"rules": {"action": "DENY", "policies": _policies(world, custom, tcp)}}
     for action in ("AUDIT", "DENY", "ALLOW"):
         of_action = [policy for policy in policies if policy.spec.action == action]
         dry = [policy for policy in of_action if action != "AUDIT" and _is_dry_run(policy)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from proxyless.controlplane import hosts
@@ -51,60 +50,58 @@ def rule_for(world: World, node: ProxyNode, service: Service) -> Rule | None:
 
     The client's namespace is asked first, then the service's, then the root namespace; the first that has a rule decides.
     """
-    memo = ("destination_rules", node.namespace, node.labels, service.host, service.namespace)
-    if memo not in world.memo:
-        world.memo[memo] = next(
-            (rule for level in _levels(world, node, service) if (rule := _best(level, service))), None
-        )
-    found: Rule | None = world.memo[memo]
-    return found
-
-
-def _levels(world: World, node: ProxyNode, service: Service) -> Iterator[list[Resource[DestinationRule]]]:
     root = world.mesh.root_namespace
-    if node.namespace != root:
-        yield _candidates(world, node, node.namespace)
-    else:
-        yield [rule for rule in _candidates(world, node, root) if rule.spec.export_to == (".",)]
-    for namespace in dict.fromkeys((service.namespace, root)):
-        yield [
-            rule
-            for rule in _candidates(world, node, namespace)
-            if exported(_export_to(world, rule), rule.namespace, node.namespace)
-        ]
+    levels = [(node.namespace, "private" if node.namespace == root else "own")]
+    levels += [(service.namespace, "exported"), (root, "exported")]
+    for owner, which in levels:
+        found = _rules(world, node, owner, which).best(service.host)
+        if found is not None:
+            return found
+    return None
 
 
-def _export_to(world: World, rule: Resource[DestinationRule]) -> tuple[str, ...]:
-    return rule.spec.export_to or tuple(world.mesh.default_destination_rule_export_to)
+def _rules(world: World, node: ProxyNode, owner: str, which: str) -> _Rules:
+    key = ("rule_for", node.namespace, node.labels, owner, which)
+    return world.remember(key, lambda: _Rules(world, node, owner, which))
 
 
-def _candidates(world: World, node: ProxyNode, namespace: str) -> list[Resource[DestinationRule]]:
-    """Rules of a namespace; those with a workload selector count only for the workloads they select, in their own."""
-    labels = node.label_map
-    return [
-        rule
-        for rule in world.destination_rules
-        if rule.namespace == namespace
-        and (
-            rule.spec.workload_selector is None
-            or (namespace == node.namespace and selects(rule.spec.workload_selector, labels))
-        )
-    ]
+class _Rules:
+    """The rules of one namespace that a client may go by, by host."""
+
+    def __init__(self, world: World, node: ProxyNode, owner: str, which: str) -> None:
+        self._by_host: dict[str, list[Resource[DestinationRule]]] = {}
+        for rule in world.destination_rules:
+            if rule.namespace == owner and _usable(world, node, rule, which):
+                self._by_host.setdefault(hosts.expand(rule.spec.host, owner), []).append(rule)
+        self._hosts = hosts.HostSet(self._by_host)
+
+    def best(self, host: str) -> Rule | None:
+        """The rules for the host itself, else for the longest wildcard."""
+        found = self._hosts.covering(host)
+        if found is None:
+            return None
+        rules = self._by_host[found]
+        selecting = [rule for rule in rules if rule.spec.workload_selector is not None]
+        if selecting:  # replaces the others, their subsets included
+            oldest = selecting[0]
+            return Rule(oldest.name, oldest.namespace, oldest.spec.traffic_policy, oldest.spec.subsets, True)
+        return _merged(rules)
 
 
-def _best(level: Iterable[Resource[DestinationRule]], service: Service) -> Rule | None:
-    by_host: dict[str, list[Resource[DestinationRule]]] = {}
-    for rule in level:
-        by_host.setdefault(hosts.expand(rule.spec.host, rule.namespace), []).append(rule)
-    host = hosts.most_specific(service.host, by_host)
-    if host is None:
-        return None
-    rules = by_host[host]
-    selecting = [rule for rule in rules if rule.spec.workload_selector is not None]
-    if selecting:  # replaces the others, their subsets included
-        oldest = selecting[0]
-        return Rule(oldest.name, oldest.namespace, oldest.spec.traffic_policy, oldest.spec.subsets, True)
-    return _merged(rules)
+def _usable(world: World, node: ProxyNode, rule: Resource[DestinationRule], which: str) -> bool:
+    """``own``: every rule; ``private``: those that are exported nowhere; ``exported``: those that the client's namespace
+    sees. A rule with a workload selector counts only for the workloads of its namespace that it selects."""
+    spec = rule.spec
+    if spec.workload_selector is not None and not (
+        rule.namespace == node.namespace and selects(spec.workload_selector, node.label_map)
+    ):
+        return False
+    if which == "own":
+        return True
+    if which == "private":
+        return spec.export_to == (".",)
+    default = tuple(world.mesh.default_destination_rule_export_to)
+    return exported(spec.export_to or default, rule.namespace, node.namespace)
 
 
 def _merged(rules: list[Resource[DestinationRule]]) -> Rule:

@@ -83,8 +83,8 @@ def principals(
             (_REQUEST_PRINCIPALS, source.request_principals, source.not_request_principals),
             (_Field(_namespace), source.namespaces, source.not_namespaces),
             (_service_accounts(context), source.service_accounts, source.not_service_accounts),
-            (_Field(_cidr("direct_remote_ip")), source.ip_blocks, source.not_ip_blocks),
             (_Field(_cidr("remote_ip")), source.remote_ip_blocks, source.not_remote_ip_blocks),
+            (_Field(_cidr("direct_remote_ip")), source.ip_blocks, source.not_ip_blocks),
             (_Field(_trust_domain), source.trust_domains, source.not_trust_domains),
         ):
             out.add(field, values, others)
@@ -208,21 +208,28 @@ _SNI = _Field(lambda value: {"requested_server_name": string_matcher(value)})
 def _permission_condition(key: str) -> _Field | None:
     """A `when` key about the request or its destination; None when it is about the peer, or unknown."""
     if key.startswith("experimental.envoy.filters."):
-        return _Field(lambda value: {"metadata": _envoy_metadata(key, value)})
+        return _envoy_metadata(key)
     return {"destination.ip": _DESTINATION_IP, "destination.port": _PORTS, "connection.sni": _SNI}.get(key)
 
 
-def _envoy_metadata(key: str, value: str) -> Tree:
+def _envoy_metadata(key: str) -> _Field:
     """``experimental.envoy.filters.<filter>[<key>]``; a value in brackets asks for a member of a list."""
     name, _, rest = key.removeprefix("experimental.").partition("[")
     path = [{"key": part} for part in rest.removesuffix("]").split("][") if part]
     if not path:
         raise UnusableError(key)
-    if value.startswith("[") and value.endswith("]"):
-        matcher: Tree = {"list_match": {"one_of": {"string_match": string_matcher(value[1:-1])}}}
-    else:
-        matcher = {"string_match": string_matcher(value)}
-    return {"filter": name, "path": path, "value": matcher}
+
+    def one(value: str) -> Tree:
+        if value.startswith("[") and value.endswith("]"):
+            return {"list_match": {"one_of": {"string_match": string_matcher(value[1:-1])}}}
+        return {"string_match": string_matcher(value)}
+
+    def joined(values: Sequence[str]) -> Tree:
+        matchers = [one(value) for value in values]
+        matcher: Tree = matchers[0] if len(matchers) == 1 else {"or_match": {"value_matchers": matchers}}
+        return {"metadata": {"filter": name, "path": path, "value": matcher}}
+
+    return _Field(lambda value: joined([value]), joined=joined)
 
 
 # -------------------------------------------------------------------------------------------------------- principals
@@ -317,7 +324,7 @@ def _split_principal(value: str) -> tuple[str, str]:
         return "*", value
     if value.endswith("*"):
         return value, "*"
-    return "", value
+    return value, ""
 
 
 _REQUEST_PRINCIPALS = _Field(_request_principal, http_only=True, single=True)

@@ -12,7 +12,7 @@ from proxyless.controlplane.translate.build import Tree, duration
 from proxyless.controlplane.translate.node import ProxyNode
 from proxyless.controlplane.translate.retries import retry_policy
 from proxyless.controlplane.translate.route_actions import forward
-from proxyless.controlplane.translate.virtual_services import MESH, Binding, attached, by_host, hash_of, http_routes
+from proxyless.controlplane.translate.virtual_services import MESH, Binding, by_host, hash_of, http_routes
 from proxyless.controlplane.translate.world import World
 
 __all__ = ["http_ports", "route_configuration", "sidecar_routes", "unknown_routes"]
@@ -53,33 +53,41 @@ def _virtual_hosts(world: World, node: ProxyNode, port: int) -> list[Tree]:
         for host, service in world.registry.visible(node.namespace).items()
         if (own := service.port(port)) is not None and own.is_http
     }
-    rules = attached(world, node.namespace, frozenset({MESH}))
-    chosen = by_host(rules)
-    binding = Binding(node, port, frozenset({MESH}))
-    routes = {id(rule): http_routes(world, binding, rule) for rule in rules}
+    mesh = frozenset({MESH})
+    chosen = by_host(world, node.namespace, mesh)
+    binding = Binding(node, port, mesh)
+    made: dict[int, list[Tree]] = {}
     found: dict[str, Tree] = {}
+
+    def routes(rule: Resource[VirtualService]) -> list[Tree]:
+        if id(rule) not in made:
+            made[id(rule)] = http_routes(world, binding, rule)
+        return made[id(rule)]
+
     for host, service in services.items():
-        best = hosts.most_specific(host, chosen)
-        own_routes = routes[id(chosen[best])] if best is not None else []
+        rule = chosen.covering(host)
+        own_routes = routes(rule) if rule is not None else []
         domains = names.domains(service, node.dns_domain)
         found[host] = _virtual_host(f"{host}:{port}", domains, own_routes or [_default_route(world, binding, service)])
-    for host, rule in chosen.items():
-        if host not in found and routes[id(rule)] and _hostless_here(world, node, host, rule, services, port):
-            found[host] = _virtual_host(f"{host}:{port}", [host], routes[id(rule)])
+    for host, rule in chosen.rules.items():
+        if host not in found and _hostless_here(host, rule, services, port) and routes(rule):
+            found[host] = _virtual_host(f"{host}:{port}", [host], routes(rule))
     return _without_duplicates(found[host] for host in sorted(found))
 
 
-def _hostless_here(
-    world: World, node: ProxyNode, host: str, rule: Resource[VirtualService], services: dict[str, Service], port: int
-) -> bool:
+def _hostless_here(host: str, rule: Resource[VirtualService], services: dict[str, Service], port: int) -> bool:
     """Whether a VirtualService host that is no service on this port has a virtual host on it: on the ports of the
     services that the rule is about, and on port 80 when it is about none."""
-    if hosts.is_wildcard(host) and any(hosts.subset_of(service, host) for service in services):
+    if hosts.is_wildcard(host) and _covers_any(host, services):
         return False  # its services have virtual hosts of their own
-    own = [hosts.expand(name, rule.namespace) for name in rule.spec.hosts]
-    if any(hosts.subset_of(service, name) for name in own for service in services):
-        return True
-    return port == HOSTLESS_PORT
+    own = (hosts.expand(name, rule.namespace) for name in rule.spec.hosts)
+    return port == HOSTLESS_PORT or any(_covers_any(name, services) for name in own)
+
+
+def _covers_any(host: str, services: dict[str, Service]) -> bool:
+    if hosts.is_wildcard(host):
+        return any(hosts.subset_of(service, host) for service in services)
+    return host in services
 
 
 def _virtual_host(name: str, domains: list[str], routes: list[Tree]) -> Tree:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 
-from proxyless.controlplane import hosts
 from proxyless.controlplane.manifest.model import (
     L4MatchAttributes,
     Resource,
@@ -21,7 +20,6 @@ from proxyless.controlplane.translate.node import ProxyNode
 from proxyless.controlplane.translate.virtual_services import (
     MESH,
     Binding,
-    attached,
     by_host,
     destination_cluster,
     gateway_name,
@@ -79,9 +77,7 @@ def _chain_match(match: TLSMatchAttributes) -> Tree:
 
 
 def _rule_of(world: World, binding: Binding, service: Service) -> Resource[VirtualService] | None:
-    chosen = by_host(attached(world, binding.node.namespace, binding.gateways))
-    best = hosts.most_specific(service.host, chosen)
-    return chosen[best] if best is not None else None
+    return by_host(world, binding.node.namespace, binding.gateways).covering(service.host)
 
 
 def _applies(match: L4MatchAttributes | TLSMatchAttributes, binding: Binding, namespace: str) -> bool:

@@ -127,12 +127,13 @@ def inbound_socket(world: World, alpn: Sequence[str]) -> Tree:
 
 def gateway_socket(settings: ServerTLSSettings) -> Tree:
     """TLS that a gateway terminates: SIMPLE, MUTUAL, OPTIONAL_MUTUAL, ISTIO_MUTUAL."""
+    versions = {
+        "tls_minimum_protocol_version": _VERSIONS.get(settings.min_protocol_version),
+        "tls_maximum_protocol_version": _VERSIONS.get(settings.max_protocol_version),
+    }
     common: Tree = {
         "alpn_protocols": ["h2", "http/1.1"],
-        "tls_params": _params(
-            _VERSIONS.get(settings.min_protocol_version, "TLSv1_2"),
-            _VERSIONS.get(settings.max_protocol_version, "TLSv1_3"),
-        ),
+        "tls_params": {name: version for name, version in versions.items() if version},  # Envoy's default: from 1.2
     }
     mutual = settings.mode in ("MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL")
     if settings.mode == "ISTIO_MUTUAL":

@@ -23,7 +23,17 @@ from proxyless.controlplane.translate.node import ProxyNode
 from proxyless.controlplane.translate.route_actions import Resolve, apply_action
 from proxyless.controlplane.translate.world import World
 
-__all__ = ["MESH", "Binding", "attached", "destination_cluster", "gateway_name", "hash_of", "http_routes"]
+__all__ = [
+    "MESH",
+    "Binding",
+    "ByHost",
+    "attached",
+    "by_host",
+    "destination_cluster",
+    "gateway_name",
+    "hash_of",
+    "http_routes",
+]
 
 MESH = "mesh"
 
@@ -52,6 +62,10 @@ def gateway_name(name: str, namespace: str) -> str:
 
 def attached(world: World, namespace: str, gateways: frozenset[str]) -> list[Resource[VirtualService]]:
     """The VirtualServices that a client of this namespace sees and that are bound to one of these gateways."""
+    return world.remember(("attached", namespace, gateways), lambda: _attached(world, namespace, gateways))
+
+
+def _attached(world: World, namespace: str, gateways: frozenset[str]) -> list[Resource[VirtualService]]:
     default = tuple(world.mesh.default_virtual_service_export_to)
     found = []
     for rule in world.virtual_services:
@@ -130,10 +144,21 @@ def _origin(rule: Resource[VirtualService]) -> Tree:
     return {"filter_metadata": {"istio": struct({"config": path})}}
 
 
-def by_host(rules: Iterable[Resource[VirtualService]]) -> dict[str, Resource[VirtualService]]:
-    """The oldest rule of each host; hosts are full names."""
-    found: dict[str, Resource[VirtualService]] = {}
-    for rule in rules:
-        for host in rule.spec.hosts:
-            found.setdefault(hosts.expand(host, rule.namespace), rule)
-    return found
+class ByHost:
+    """The oldest of several VirtualServices for each host, and which of them covers a service."""
+
+    def __init__(self, rules: Iterable[Resource[VirtualService]]) -> None:
+        self.rules: dict[str, Resource[VirtualService]] = {}
+        for rule in rules:
+            for host in rule.spec.hosts:
+                self.rules.setdefault(hosts.expand(host, rule.namespace), rule)
+        self._hosts = hosts.HostSet(self.rules)
+
+    def covering(self, host: str) -> Resource[VirtualService] | None:
+        """The rule for the host itself, else for the longest wildcard."""
+        found = self._hosts.covering(host)
+        return None if found is None else self.rules[found]
+
+
+def by_host(world: World, namespace: str, gateways: frozenset[str]) -> ByHost:
+    return world.remember(("by_host", namespace, gateways), lambda: ByHost(attached(world, namespace, gateways)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from proxyless.controlplane.manifest.meshconfig import MeshConfig
@@ -22,6 +22,7 @@ from proxyless.controlplane.registry import Registry
 __all__ = ["World", "selects"]
 
 SpecT = TypeVar("SpecT")
+T = TypeVar("T")
 
 
 class World:
@@ -44,8 +45,14 @@ class World:
         self.authorization_policies = self._of(AuthorizationPolicy)
         self.peer_authentications = self._of(PeerAuthentication)
         self.request_authentications = self._of(RequestAuthentication)
-        self.memo: dict[Any, Any] = {}
-        """Results that several nodes share; keys begin with the name of the module that put them there."""
+        self._memo: dict[Hashable, Any] = {}
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, made once for each key. Keys begin with the name of the function that uses them."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        found: T = self._memo[key]
+        return found
 
     def _of(self, spec: type[SpecT]) -> tuple[Resource[SpecT], ...]:
         return tuple(resource for resource in self.resources if isinstance(resource.spec, spec))
