@@ -215,7 +215,7 @@ class AsyncConnection(asyncio.Protocol):
                     raise self.error
                 await self._wait()
         except BaseException:
-            self.kill(self.number)
+            self.end(self.number)
             raise
 
     def limit(self, number: int, deadline: float | None) -> None:
@@ -237,30 +237,24 @@ class AsyncConnection(asyncio.Protocol):
                     self._arm()
                 return data
             if response.complete:
-                self._finish()
+                self.end(number)
                 return b""
             if self.error is not None:
                 error = self.error
-                self.kill(number)
+                self.end(number)
                 raise error
             try:
                 await self._wait()
             except BaseException:
-                self.kill(number)
+                self.end(number)
                 raise
         raise EngineError("closed", "the response was closed before its end")
 
-    def kill(self, number: int) -> None:
-        """End exchange `number` and its connection; ignored when the connection has gone on."""
-        if number == self.number and self.active:
-            self._body_pending = True
-            self._finish()
-
-    def finish(self) -> None:
-        """The answer is complete and taken: give the connection back."""
-        self._finish()
-
-    def _finish(self) -> None:
+    def end(self, number: int) -> None:
+        """Exchange `number` is over; ignored when the connection has gone on. What is not wholly received and sent ends the
+        connection, else it goes back."""
+        if number != self.number or not self.active:
+            return
         response = self.response
         self.active = False
         self.number += 1
@@ -343,11 +337,13 @@ class AsyncConnection(asyncio.Protocol):
                 close = getattr(iterator, "aclose", None)
                 if close is not None:
                     await close()
-        except Exception as error:  # anything the user's iterator raises belongs to the user's call
+        except BaseException as error:  # anything the user's iterator raises belongs to the user's call
             if number == self.number and self.active and self.error is None:
                 self.error = error
                 self.shut(abort=True)
                 self._wake()
+            if not isinstance(error, Exception):
+                raise
 
     async def _send_chunks(self, head: RequestHead, iterator: Any) -> None:
         response, transport = self.response, self._transport
@@ -455,18 +451,29 @@ class AsyncExchange:
         peer: verified SPIFFE ID of the endpoint; empty without mutual TLS.
     """
 
-    __slots__ = ("_connection", "_number", "body", "headers", "peer", "reason", "reused", "status", "trailers")
+    __slots__ = (
+        "_connection",
+        "_ended",
+        "_number",
+        "body",
+        "headers",
+        "peer",
+        "reason",
+        "reused",
+        "status",
+        "trailers",
+    )
 
     def __init__(self, connection: AsyncConnection) -> None:
         response = connection.response
         self.status, self.reason, self.headers = response.status, response.reason, response.headers
         self.trailers = response.trailers
         self.reused, self.peer = connection.uses > 1, connection.peer
-        self._connection, self._number = connection, connection.number
+        self._connection, self._number, self._ended = connection, connection.number, False
         self.body: bytes | None = None
         if response.complete:
             self.body = response.take()
-            connection.finish()
+            connection.end(connection.number)
 
     def limit(self, deadline: float | None) -> None:
         """Give the rest of the answer another deadline (monotonic instant)."""
@@ -476,11 +483,12 @@ class AsyncExchange:
         return self
 
     async def __anext__(self) -> bytes:
-        data = await self._connection.read(self._number)
+        data = b"" if self._ended else await self._connection.read(self._number)
         if not data:
+            self._ended = True
             raise StopAsyncIteration
         return data
 
     def close(self) -> None:
         """Not interested in the rest. Idempotent; ends the connection if the body has not been read to its end."""
-        self._connection.kill(self._number)
+        self._connection.end(self._number)

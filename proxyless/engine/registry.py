@@ -54,6 +54,7 @@ class EndpointPool(Pool[C]):
         self.context, self.server_name = context, server_name
 
 
+_MAX_RECENT = 4096  # endpoints of a pass-through cluster are made for each call
 _Key = tuple[str, Address, UpstreamTls | None, str]
 
 
@@ -62,7 +63,7 @@ class Registry(Generic[C]):
 
     def __init__(self, contexts: ClientContexts | None, app_context: Callable[[], ssl.SSLContext] | None) -> None:
         self._contexts, self._app_context = contexts, app_context
-        self._generation = contexts.generation if contexts is not None else 0
+        self._generation: int | None = None  # None: no connection with mutual TLS was made yet
         self._pools: dict[_Key, EndpointPool[C]] = {}
         # An endpoint keeps its identity from snapshot to snapshot while it does not change: no TLS rule is hashed.
         self._recent: dict[int, tuple[Endpoint, EndpointPool[C]]] = {}
@@ -77,8 +78,7 @@ class Registry(Generic[C]):
         Raises:
             EngineError: kind ``tls``, there is no identity to connect with.
         """
-        if self._contexts is not None and self._contexts.generation != self._generation:
-            self._rotate(self._contexts.generation)
+        self._follow_identity()
         endpoint = attempt.endpoint
         if not attempt.app_tls:
             known = self._recent.get(id(endpoint))
@@ -91,7 +91,11 @@ class Registry(Generic[C]):
             if pool is not None:
                 pool.retire()
             pool = self._pools[key] = self._make(attempt, app_name)
+        elif pool.upstream is not attempt.upstream:
+            pool.upstream, pool.cluster = attempt.upstream, attempt.upstream.cluster
         if not attempt.app_tls:
+            if len(self._recent) >= _MAX_RECENT:
+                self._recent.clear()
             self._recent[id(endpoint)] = (endpoint, pool)
         return pool
 
@@ -107,6 +111,7 @@ class Registry(Generic[C]):
             return EndpointPool(attempt, None, "", self.doomed)
         if self._contexts is None:
             raise EngineError("tls", "the endpoint wants mutual TLS and there is no identity source")
+        self._generation = self._contexts.generation
         try:
             context = self._contexts.client(tls)
         except (IdentityError, OSError) as error:
@@ -114,9 +119,11 @@ class Registry(Generic[C]):
         # An address as server name is not sent as SNI (RFC 6066), and mesh contexts do not verify names.
         return EndpointPool(attempt, context, tls.sni or attempt.endpoint.address.host, self.doomed)
 
-    def _rotate(self, generation: int) -> None:
-        """Our certificate or the trust bundles changed: no new request on connections made before (SPIFFE rule M-32)."""
-        self._generation = generation
+    def _follow_identity(self) -> None:
+        """When our certificate or the trust bundles changed: no new request on connections made before (rule M-32)."""
+        if self._generation is None or self._contexts is None or self._contexts.generation == self._generation:
+            return
+        self._generation = None
         for key, pool in list(self._pools.items()):
             if pool.tls is not None:
                 del self._pools[key]
@@ -144,8 +151,7 @@ class Registry(Generic[C]):
 
     def sweep(self, now: float, wall: float) -> None:
         """Drop connections that are too old and pools without any. To be called every now and then."""
-        if self._contexts is not None and self._contexts.generation != self._generation:
-            self._rotate(self._contexts.generation)
+        self._follow_identity()
         for key, pool in list(self._pools.items()):
             if self._outdated(pool):
                 pool.retire()

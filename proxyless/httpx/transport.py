@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -105,6 +106,8 @@ class AsyncMeshTransport(_Base, httpx.AsyncBaseTransport):
         super().__init__(*args, **kwargs)
         self._loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._lock = threading.Lock()
+        # A transport that is dropped without `aclose` does not leave its connections to loops that go on.
+        weakref.finalize(self, _close_all, self._loops).atexit = False
 
     async def handle_async_request(self, request: Any) -> Any:
         library = library_of(request)
@@ -133,8 +136,7 @@ class AsyncMeshTransport(_Base, httpx.AsyncBaseTransport):
             others = list(self._loops.values())
             self._loops.clear()
         for other in others:
-            if other.pid == os.getpid():
-                _close_elsewhere(other)
+            _close_elsewhere(other)
         if mine is not None:
             await mine.engine.aclose()
 
@@ -196,11 +198,18 @@ class AsyncMeshTransport(_Base, httpx.AsyncBaseTransport):
 
 
 def _close_elsewhere(of_loop: _OfLoop) -> None:
-    """From another loop than its own."""
+    """From another loop than its own, or from none."""
+    if of_loop.pid != os.getpid():
+        return  # the parent's: its loop must not even be woken from here
     if of_loop.loop.is_closed():
         of_loop.engine.abandon()
     else:
         of_loop.loop.call_soon_threadsafe(lambda: of_loop.loop.create_task(of_loop.engine.aclose()))
+
+
+def _close_all(loops: dict[asyncio.AbstractEventLoop, _OfLoop]) -> None:
+    for of_loop in list(loops.values()):
+        _close_elsewhere(of_loop)
 
 
 class MeshTransport(_Base, httpx.BaseTransport):

@@ -346,8 +346,6 @@ def test_a_late_close_does_not_hit_the_next_user_of_the_connection(
             await asyncio.sleep(0.002)
         first.close()
         first.limit(0.0)
-        with pytest.raises(EngineError, match="closed before its end"):
-            await anext(first)
         gate.event.set()
         exchange = await second
         assert exchange.reused

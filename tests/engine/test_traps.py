@@ -40,6 +40,8 @@ def test_leaving_a_body_early_ends_the_connection_and_the_next_call_is_clean(fla
         exchange = client.open(target.attempt(target=b"/slow"))
         assert client.read(exchange, 1)
         exchange.close()
+        with pytest.raises(EngineError, match="closed before its end"):
+            client.read(exchange)
         assert client.request(target.attempt()).body == b"ok"
         client.settle(lambda: server.peers[0].closed_by_client)
         assert target.state.connections == 1

@@ -374,3 +374,19 @@ def test_mounts_choose_the_transport(run: Callable[[Any], Any]) -> None:
                 return [(await client.get(URL)).status_code, (await client.get("http://else/")).status_code]
 
         assert run(go()) == [200, 299]
+
+
+def test_a_transport_that_is_dropped_without_aclose_ends_its_connections(run: Callable[[Any], Any]) -> None:
+    with Server(replies(OK)) as server:
+        given = simple_mesh(server.address)
+
+        async def go() -> None:
+            transport = AsyncMeshTransport(given)
+            client = httpx.AsyncClient(transport=transport)
+            await client.get(URL)
+            del client, transport
+            gc.collect()
+            while given.learned.cluster("c").connections:
+                await asyncio.sleep(0.002)
+
+        run(go())
