@@ -73,7 +73,7 @@ class InboundExchange:
         self.status = self.received = self.sent = 0
         self.complete = self._recorded = self.awaits_trailers = False
         self._error: BaseException | None = None
-        self._grpc = request.is_grpc
+        self._grpc = request.method == "POST" and request.is_grpc  # a GET need not index its headers
         self._grpc_status: int | None = None
         self._flags, self._details = "-", "via_upstream"
         self._span = None
@@ -202,7 +202,7 @@ class InboundExchange:
         def header(name: str) -> str:
             return ", ".join(request.values(name))
 
-        local, remote = str(peer.local), str(peer.address)
+        local, remote = self.connection.texts
         return access_log.line(
             "inbound",
             self._wall,

@@ -27,10 +27,6 @@ MAX_PENDING = 10_000  # lines; some 8 MB
 FLUSH_EVERY = 0.1  # seconds
 
 
-def _text(value: str) -> str:
-    return quote(value) if value else "null"
-
-
 class _Clock:
     """ISO 8601 with milliseconds in UTC; the part down to the second is made once a second."""
 
@@ -94,16 +90,16 @@ def line(
     service_time = "null" if upstream_seconds is None else f'"{int(upstream_seconds * 1000)}"'
     tries = f',"attempts":{attempts}' if attempts else ""
     return (
-        f'{{"start_time":"{_CLOCK.text(start)}","direction":"{direction}","method":{_text(method)},"path":{_text(path)},'
-        f'"protocol":{_text(protocol)},"response_code":{status},"response_flags":{quote(flags)},'
-        f'"response_code_details":{_text(details)},"connection_termination_details":{_text(termination)},'
-        f'"upstream_transport_failure_reason":{_text(upstream_failure)},"bytes_received":{received},"bytes_sent":{sent},'
-        f'"duration":{int(seconds * 1000)},"upstream_service_time":{service_time},"x_forwarded_for":{_text(forwarded_for)},'
-        f'"user_agent":{_text(user_agent)},"request_id":{_text(request_id)},"authority":{_text(authority)},'
-        f'"upstream_host":{_text(upstream_host)},"upstream_cluster":{_text(upstream_cluster)},'
-        f'"upstream_local_address":{_text(upstream_local)},"downstream_local_address":{_text(downstream_local)},'
-        f'"downstream_remote_address":{_text(downstream_remote)},"requested_server_name":{_text(sni)},'
-        f'"route_name":{_text(route)},"peer":{_text(peer)},"policy":{_text(policy)}{tries}}}'
+        f'{{"start_time":"{_CLOCK.text(start)}","direction":"{direction}","method":{quote(method) if method else "null"},"path":{quote(path) if path else "null"},'
+        f'"protocol":{quote(protocol) if protocol else "null"},"response_code":{status},"response_flags":{quote(flags)},'
+        f'"response_code_details":{quote(details) if details else "null"},"connection_termination_details":{quote(termination) if termination else "null"},'
+        f'"upstream_transport_failure_reason":{quote(upstream_failure) if upstream_failure else "null"},"bytes_received":{received},"bytes_sent":{sent},'
+        f'"duration":{int(seconds * 1000)},"upstream_service_time":{service_time},"x_forwarded_for":{quote(forwarded_for) if forwarded_for else "null"},'
+        f'"user_agent":{quote(user_agent) if user_agent else "null"},"request_id":{quote(request_id) if request_id else "null"},"authority":{quote(authority) if authority else "null"},'
+        f'"upstream_host":{quote(upstream_host) if upstream_host else "null"},"upstream_cluster":{quote(upstream_cluster) if upstream_cluster else "null"},'
+        f'"upstream_local_address":{quote(upstream_local) if upstream_local else "null"},"downstream_local_address":{quote(downstream_local) if downstream_local else "null"},'
+        f'"downstream_remote_address":{quote(downstream_remote) if downstream_remote else "null"},"requested_server_name":{quote(sni) if sni else "null"},'
+        f'"route_name":{quote(route) if route else "null"},"peer":{quote(peer) if peer else "null"},"policy":{quote(policy) if policy else "null"}{tries}}}'
     )
 
 
