@@ -184,12 +184,10 @@ class QueryMatcher:
 
 _PCHAR = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=*]"  # RFC 3986, as Envoy's uri_template; no back slash
 _REST = _PCHAR[:-1] + "/]*"
-_LITERAL = re.compile(r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]*\Z")
-_SEGMENT = re.compile(
-    r"(?P<operator>\*\*?)\Z|(?:\{(?P<name>[^{}=]*)(?P<equals>=)?(?P<pattern>[^{}]*)\})?(?P<literal>[^{}]*)\Z"
-)
-_BETWEEN_SEGMENTS = re.compile(r"/(?![^{}]*\})")
-_VARIABLE_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,15}\Z")
+_LITERAL = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]*\Z"
+_SEGMENT = r"(?P<operator>\*\*?)\Z|(?:\{(?P<name>[^{}=]*)(?P<equals>=)?(?P<pattern>[^{}]*)\})?(?P<literal>[^{}]*)\Z"
+_BETWEEN_SEGMENTS = r"/(?![^{}]*\})"
+_VARIABLE_NAME = r"[a-zA-Z][a-zA-Z0-9_]{0,15}\Z"
 _VARIABLES_MAX = 5
 
 
@@ -202,13 +200,13 @@ def template_regex(template: str) -> str:
     """
     if not template.startswith("/"):
         raise ValueError("a path template starts with /")
-    segments = _BETWEEN_SEGMENTS.split(template[1:])
+    segments = re.split(_BETWEEN_SEGMENTS, template[1:])
     if "" in segments[:-1]:
         raise ValueError("a path template has no empty segments")
     parts: list[str] = []
     names: list[str] = []
     for segment in segments:
-        found = _SEGMENT.match(segment)
+        found = re.match(_SEGMENT, segment)
         if found is None:
             raise ValueError(f"segment {segment!r} is no literal, *, **, {{name}} or {{name=pattern}}")
         if found["operator"]:
@@ -222,7 +220,7 @@ def template_regex(template: str) -> str:
 
 def _variable(found: re.Match[str], names: list[str], before: Sequence[str]) -> str:
     name = found["name"]
-    if not _VARIABLE_NAME.match(name):
+    if not re.match(_VARIABLE_NAME, name):
         raise ValueError(f"variable name {name!r}: a letter, then letters, digits and _, 16 at most")
     if name in names or len(names) == _VARIABLES_MAX:
         raise ValueError(f"variables of a path template are unique, and {_VARIABLES_MAX} at most")
@@ -241,7 +239,7 @@ def _operator(text: str, before: Sequence[str]) -> str:
 
 
 def _literal(text: str, *, empty: bool = True) -> str:
-    if not _LITERAL.match(text) or not (text or empty):
+    if not re.match(_LITERAL, text) or not (text or empty):
         raise ValueError(f"{text!r} is no literal of a path template")
     return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in text)
 

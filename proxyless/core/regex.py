@@ -138,7 +138,7 @@ def _python(node: Node) -> str:
 
 
 def _python_class(node: Characters) -> str:
-    if node == Characters(((10, 10),), negated=True):
+    if node.negated and node.ranges == ((10, 10),):
         return "."
     if not node.negated and len(node.ranges) == 1 and node.ranges[0][0] == node.ranges[0][1]:
         return re.escape(chr(node.ranges[0][0]))

@@ -10,7 +10,6 @@ Source: RE2's syntax page and parser (`parse.cc`), flags as Envoy compiles: Perl
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 __all__ = ["Alternative", "Assertion", "Characters", "Group", "Node", "Repeat", "Sequence_", "parse"]
@@ -23,48 +22,58 @@ Ranges = tuple[tuple[int, int], ...]
 AssertionKind = Literal["start", "end", "line_start", "line_end", "word", "no_word"]
 
 
-@dataclass(frozen=True, slots=True)
+# Plain classes: dataclasses would cost every process milliseconds of import.
+
+
 class Characters:
     """One character of a set: inclusive ranges of code points, or all but those."""
 
-    ranges: Ranges
-    negated: bool = False
+    __slots__ = ("negated", "ranges")
+
+    def __init__(self, ranges: Ranges, negated: bool = False) -> None:
+        self.ranges, self.negated = ranges, negated
 
     def holds(self, code: int) -> bool:
         return any(low <= code <= high for low, high in self.ranges) != self.negated
 
 
-@dataclass(frozen=True, slots=True)
 class Assertion:
-    kind: AssertionKind
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: AssertionKind) -> None:
+        self.kind = kind
 
 
-@dataclass(frozen=True, slots=True)
 class Sequence_:
-    nodes: tuple[Node, ...]
+    __slots__ = ("nodes",)
+
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
+        self.nodes = nodes
 
 
-@dataclass(frozen=True, slots=True)
 class Alternative:
-    nodes: tuple[Node, ...]
+    __slots__ = ("nodes",)
+
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
+        self.nodes = nodes
 
 
-@dataclass(frozen=True, slots=True)
 class Repeat:
     """`most` None: without end."""
 
-    node: Node
-    least: int
-    most: int | None
-    lazy: bool = False
+    __slots__ = ("lazy", "least", "most", "node")
+
+    def __init__(self, node: Node, least: int, most: int | None, lazy: bool = False) -> None:
+        self.node, self.least, self.most, self.lazy = node, least, most, lazy
 
 
-@dataclass(frozen=True, slots=True)
 class Group:
     """A capturing group."""
 
-    node: Node
-    name: str = ""
+    __slots__ = ("name", "node")
+
+    def __init__(self, node: Node, name: str = "") -> None:
+        self.node, self.name = node, name
 
 
 Node = Characters | Assertion | Sequence_ | Alternative | Repeat | Group
@@ -97,10 +106,11 @@ _POSIX: dict[str, Ranges] = {
     "xdigit": ((48, 57), (65, 70), (97, 102)),
 }
 _ESCAPES = {"a": 7, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}
-_REPEAT = re.compile(r"\{([0-9]+)(?:(,)([0-9]*))?\}")
-_GROUP = re.compile(r"\(\?(?:P?<(?P<name>[A-Za-z_][A-Za-z0-9_]*)>|(?P<on>[imsU]*)(?:-(?P<off>[imsU]+))?(?P<end>[:)]))")
-_HEX = re.compile(r"x(?:([0-9A-Fa-f]{2})|\{([0-9A-Fa-f]{1,6})\})")
-_OCTAL = re.compile(r"0[0-7]{0,2}|[1-7][0-7]{1,2}")
+# As text: `re` compiles and keeps them when the first pattern is parsed, not at import.
+_REPEAT = r"\{([0-9]+)(?:(,)([0-9]*))?\}"
+_GROUP = r"\(\?(?:P?<(?P<name>[A-Za-z_][A-Za-z0-9_]*)>|(?P<on>[imsU]*)(?:-(?P<off>[imsU]+))?(?P<end>[:)]))"
+_HEX = r"x(?:([0-9A-Fa-f]{2})|\{([0-9A-Fa-f]{1,6})\})"
+_OCTAL = r"0[0-7]{0,2}|[1-7][0-7]{1,2}"
 
 
 def parse(pattern: str) -> Node:
@@ -146,7 +156,9 @@ class _Parser:
 
     def quantifier_here(self) -> bool:
         char = self.pattern[self.at : self.at + 1]
-        return bool(char) and (char in "*+?" or (char == "{" and _REPEAT.match(self.pattern, self.at) is not None))
+        return bool(char) and (
+            char in "*+?" or (char == "{" and re.compile(_REPEAT).match(self.pattern, self.at) is not None)
+        )
 
     def repeated(self, node: Node) -> Node:
         if not self.quantifier_here():
@@ -166,7 +178,7 @@ class _Parser:
         return Repeat(node, least, most, lazy)
 
     def counted(self) -> tuple[int, int | None]:
-        found = _REPEAT.match(self.pattern, self.at)
+        found = re.compile(_REPEAT).match(self.pattern, self.at)
         least = int(found[1]) if found else 0
         most = least
         if found and found[2]:
@@ -202,7 +214,7 @@ class _Parser:
         return Characters(_folded(((code, code),)) if self.flags.ignore_case else ((code, code),))
 
     def group(self) -> list[Node]:
-        found = _GROUP.match(self.pattern, self.at)
+        found = re.compile(_GROUP).match(self.pattern, self.at)
         if found is None and self.pattern.startswith("(?", self.at):
             raise self.error(f"{self.pattern[self.at : self.at + 4]!r} is no group of RE2")
         outer = self.flags
@@ -265,7 +277,7 @@ class _Parser:
             return _ESCAPES[char]
         if char == "x":
             return self.hexadecimal(rest)
-        octal = _OCTAL.match(rest)
+        octal = re.match(_OCTAL, rest)
         if octal is not None:
             self.at += 1 + len(octal[0])
             return int(octal[0], 8)
@@ -277,7 +289,7 @@ class _Parser:
         return ord(char)
 
     def hexadecimal(self, rest: str) -> int:
-        found = _HEX.match(rest)
+        found = re.match(_HEX, rest)
         code = int(found[1] or found[2], 16) if found else MAX_CODE + 1
         if found is None or code > MAX_CODE:
             raise self.error("invalid escape \\x")
