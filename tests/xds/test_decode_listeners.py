@@ -194,6 +194,13 @@ def test_a_secret_that_is_not_ours_to_fetch_is_unknown_not_refused() -> None:
     assert (found.certificate, found.validation) == (TlsMaterial.UNKNOWN, TlsMaterial.NONE)
 
 
+def test_a_secret_that_is_not_ours_to_fetch_is_reported() -> None:
+    context = {"tls_certificate_sds_secret_configs": [sds("kubernetes://shop")]}
+    socket = {"name": "tls", "typed_config": {"@type": DOWNSTREAM, "common_tls_context": context}}
+    (report,) = listener_and_report(chain_of(manager(), transport_socket=socket))[1]
+    assert report.endswith("tls_certificate_sds_secret_configs[kubernetes://shop]: a secret without a source")
+
+
 def test_a_minimum_of_tls_1_3_is_kept_and_lower_ones_mean_1_2() -> None:
     for version, expected in (("TLSv1_3", True), ("TLSv1_2", False), ("TLSv1_0", False)):
         found = downstream(**ISTIO, tls_params={"tls_minimum_protocol_version": version})

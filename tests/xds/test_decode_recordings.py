@@ -41,6 +41,8 @@ NOT_ACTED_ON = {
     f"{HCM}.http_filters[envoy.filters.http.ext_authz]",
     f"{HCM}.http_filters[envoy.filters.http.jwt_authn]",
     "filter_chains.filters[envoy.filters.network.mongo_proxy]",
+    "filter_chains.transport_socket.typed_config.common_tls_context.tls_certificate_sds_secret_configs"
+    "[kubernetes://shop-cert]: a secret without a source",
     "virtual_hosts.require_tls",
     "virtual_hosts.routes.request_headers_to_add.header[x-b]: substitution commands",
     "virtual_hosts.routes.route.hash_policy",

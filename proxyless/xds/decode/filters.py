@@ -196,12 +196,17 @@ def _http_rbac(filters: Sequence[Any]) -> Iterator[NamedRbac]:
             shadows.append(rbac)
             yield found.name, rbac
         elif found.kind == JWT:
-            if found.config.rules or found.config.HasField("filter_state_rules"):
+            if _asks_for_tokens(found.config):
                 yield found.name, Rbac.deny_all("JWT authentication is not supported")
         elif found.kind == EXT_AUTHZ:
             yield found.name, at(f"{path}.typed_config", partial(_ext_authz, shadows), found.config)
         else:
             at(path, _check_other, found)
+
+
+def _asks_for_tokens(config: Any) -> bool:
+    """Routes may name an entry of `requirement_map`."""
+    return bool(config.rules or config.requirement_map or config.HasField("filter_state_rules"))
 
 
 def _check_other(found: _Filter) -> None:

@@ -15,7 +15,7 @@ from proxyless.xds.decode.errors import FieldError, at, each
 from proxyless.xds.decode.match import string_matcher
 from proxyless.xds.decode.values import present_or, unwrap
 
-__all__ = ["downstream_tls", "upstream_tls"]
+__all__ = ["downstream_tls", "is_known_secret", "upstream_tls"]
 
 _TLS = "envoy.extensions.transport_sockets.tls.v3."
 _RAW = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
@@ -44,6 +44,11 @@ class _Validation(NamedTuple):
     material: TlsMaterial
     file: str = ""
     sans: tuple[StringMatcher, ...] = ()
+
+
+def is_known_secret(name: str) -> bool:
+    """There is a source for this SDS secret."""
+    return not _certificate_secret(name).material is _roots_secret(name).material is TlsMaterial.UNKNOWN
 
 
 def upstream_tls(socket: Any) -> UpstreamTls | None:

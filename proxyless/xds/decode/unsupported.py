@@ -12,6 +12,7 @@ from typing import Any
 
 from proxyless.xds.decode.filters import HARMLESS_FILTERS
 from proxyless.xds.decode.headers import has_command
+from proxyless.xds.decode.tls import is_known_secret
 from proxyless.xds.decode.values import short_type, unwrap
 
 __all__ = ["unsupported_fields"]
@@ -297,6 +298,8 @@ def _walk(message: Any, path: str) -> Iterator[str]:
     irrelevant = IRRELEVANT.get(name, {})
     if name == _CORE + "HeaderValue" and has_command(message.value):
         yield f"{path}[{message.key}]: substitution commands"
+    if name == _TLS + "SdsSecretConfig" and not is_known_secret(message.name):
+        yield f"{path}[{message.name}]: a secret without a source"
     for field, value in message.ListFields():
         inner = f"{path}.{field.name}" if path else field.name
         if field.name in handled:
