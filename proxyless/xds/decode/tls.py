@@ -48,7 +48,7 @@ class _Validation(NamedTuple):
 
 def is_known_secret(name: str) -> bool:
     """There is a source for this SDS secret."""
-    return not _certificate_secret(name).material is _roots_secret(name).material is TlsMaterial.UNKNOWN
+    return {_certificate_secret(name).material, _roots_secret(name).material} != {TlsMaterial.UNKNOWN}
 
 
 def upstream_tls(socket: Any) -> UpstreamTls | None:
