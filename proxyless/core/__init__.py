@@ -3,6 +3,7 @@
 No I/O, no clock, no chance: `now` (seconds, monotonic) and `rng` are arguments. Reading order:
 
     request, matchers, resources     what is decided about, and with what
+    regex_syntax, automaton, regex   RE2 patterns for the matchers, in bounded time
     routing                          a route configuration compiled to a table, and the route of a request
     upstreams, outbound, snapshot    every resource compiled and joined; immutable
     learned                          what was observed: ejections, counts; survives snapshots
