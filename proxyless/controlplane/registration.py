@@ -56,44 +56,45 @@ class RegistrationTable:
 
     def workloads(self) -> tuple[RegisteredWorkload, ...]:
         """One for each endpoint, however many workers it has. READY wins; all must say DRAINING for it to be drained."""
-        return tuple(
-            RegisteredWorkload(
-                identity=identity,
-                service=service,
-                address=address,
-                port=port,
-                labels=dict(next(reversed(streams.values())).labels),
-                health=_health({stream.health for stream in streams.values()}),
-            )
-            for (identity, service, address, port), streams in self._endpoints.items()
-        )
+        return tuple(found for key in self._endpoints if (found := self._workload(key)) is not None)
 
     def streams_of(self, identity: SpiffeId) -> int:
         return sum(len(streams) for key, streams in self._endpoints.items() if key[0] == identity)
 
     def put(self, owner: object, previous: _Key | None, key: _Key, health: str, labels: dict[str, str]) -> None:
         """Set what the stream `owner` says; `previous` is the endpoint it counted for until now."""
-        before = self.workloads()
         if previous is not None and previous != key:
-            self._drop(owner, previous)
+            self.remove(owner, previous)
+        before = self._workload(key)
         streams = self._endpoints.setdefault(key, {})
         streams.pop(owner, None)  # the newest word is last, and its labels count
         streams[owner] = _Stream(health, labels)
-        if self.workloads() != before:
+        if self._workload(key) != before:
             self.on_change()
 
     def remove(self, owner: object, key: _Key) -> None:
-        """The stream has ended."""
-        before = self.workloads()
-        self._drop(owner, key)
-        if self.workloads() != before:
-            self.on_change()
-
-    def _drop(self, owner: object, key: _Key) -> None:
+        """The stream has ended, or stands for another endpoint now."""
+        before = self._workload(key)
         streams = self._endpoints.get(key, {})
         streams.pop(owner, None)
         if not streams:
             self._endpoints.pop(key, None)
+        if self._workload(key) != before:
+            self.on_change()
+
+    def _workload(self, key: _Key) -> RegisteredWorkload | None:
+        streams = self._endpoints.get(key)
+        if not streams:
+            return None
+        identity, service, address, port = key
+        return RegisteredWorkload(
+            identity=identity,
+            service=service,
+            address=address,
+            port=port,
+            labels=dict(next(reversed(streams.values())).labels),
+            health=_health({stream.health for stream in streams.values()}),
+        )
 
 
 def _health(words: set[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from proxyless.controlplane.registry import RegisteredWorkload
 from proxyless.spiffe import SpiffeId
 
@@ -70,8 +72,14 @@ spec:
 
 
 def test_an_address_recognises_declared_endpoints_only() -> None:
-    of = world(service("api", address="127.0.0.1"), mesh=GRANTS, registered=(workload(),))
-    assert [found.host for found, _ in of.registry.at(["127.0.0.1"])] == ["api.default.svc.cluster.local"]
+    """Workloads that register share addresses; and every process of a host has the loopback one."""
+    of = world(
+        service("api", address="10.0.0.1"),
+        service("local", address="127.0.0.1"),
+        mesh=GRANTS,
+        registered=(workload(), replace(workload(9002), address="10.0.0.1")),
+    )
+    assert [found.host for found, _ in of.registry.at(["10.0.0.1", "127.0.0.1"])] == ["api.default.svc.cluster.local"]
 
 
 def test_workload_entries_are_selected_by_labels_in_their_own_namespace() -> None:
