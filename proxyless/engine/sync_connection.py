@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable
 from math import inf
-from typing import cast
+from typing import Any, cast
 
 from proxyless.engine.h1 import FramingError, RequestHead, ResponseReader
 from proxyless.engine.registry import EndpointPool
@@ -79,7 +79,8 @@ class SyncConnection:
         if not self._tls:
             return False
         try:  # below TLS it may be a session ticket, which is no data
-            self._limit_call(0.0)
+            self._socket.settimeout(0.0)
+            self._set_timeout = 0.0
             self._socket.recv(1)
         except ssl.SSLWantReadError:
             return True
@@ -129,7 +130,7 @@ class SyncConnection:
         """Take what has arrived together with the head. The answer has begun: a failure is for who reads the body."""
         if (self._tls and cast(ssl.SSLSocket, self._socket).pending()) or self._poll.poll(0):
             try:
-                self._read()
+                self._read_now()
             except EngineError as error:
                 self._failed = error
 
@@ -151,27 +152,54 @@ class SyncConnection:
     # ------------------------------------------------------------------------------------------------------- private
 
     def _limit_call(self, limit: float | None) -> None:
-        if limit != self._set_timeout:
-            self._socket.settimeout(limit)
-            self._set_timeout = limit
+        """Set the timeout of the next socket call: not beyond `limit`. A somewhat shorter one may stay, which saves a system
+        call for each of ours; whoever calls looks at the clock when it expires."""
+        now = self._set_timeout
+        if now is None or limit is None:
+            if now is limit:
+                return
+        elif limit / 2 < now <= limit:
+            return
+        self._socket.settimeout(limit)
+        self._set_timeout = limit
 
-    def _time_left(self, limit: float | None, kind: str) -> str:
-        """Set the timeout of the next socket call. -> kind of the error when it expires."""
-        if self._deadline is not None:
-            left = self._deadline - self._clock()
-            if left <= 0:
-                raise self._evidence("deadline", "the time for this attempt is over")
-            if limit is None or left < limit:
-                limit, kind = left, "deadline"
-        self._limit_call(limit)
-        return kind
+    def _within(self, call: Callable[[Any], Any], argument: Any, timeout: float | None, kind: str) -> Any:
+        """Call a method of the socket until it succeeds or the time is over: `timeout`, or the deadline."""
+        until = inf if timeout is None else self._clock() + timeout
+        if self._deadline is not None and self._deadline < until:
+            until, kind = self._deadline, "deadline"
+        while True:
+            if until == inf:
+                self._limit_call(None)
+            else:
+                left = until - self._clock()
+                if left <= 0:
+                    raise self._evidence(kind, "the time is over and the server did nothing")
+                self._limit_call(left)
+            try:
+                return call(argument)
+            except TimeoutError:
+                continue
 
     def _read(self) -> None:
-        kind = self._time_left(self._timeouts.read, "read_timeout")
+        """Wait for bytes, or the end."""
+        self._receive(lambda: self._within(self._socket.recv, READ_SIZE, self._timeouts.read, "read_timeout"))
+
+    def _read_now(self) -> bool:
+        """Take what has arrived. False: nothing; below TLS there may be bytes that are no data."""
         try:
-            data = self._socket.recv(READ_SIZE)
-        except TimeoutError:
-            raise self._evidence(kind, "the server sent nothing in time") from None
+            self._socket.settimeout(0.0)
+            self._set_timeout = 0.0
+            self._receive(lambda: self._socket.recv(READ_SIZE))
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return False
+        return True
+
+    def _receive(self, receive: Callable[[], bytes]) -> None:
+        try:
+            data = receive()
+        except (ssl.SSLWantReadError, BlockingIOError):
+            raise
         except ssl.SSLEOFError:
             self._ended(orderly=False)
             return
@@ -192,11 +220,13 @@ class SyncConnection:
             raise self._evidence("closed", str(error)) from None
 
     def _write(self, data: bytes) -> None:
-        kind = self._time_left(self._timeouts.write, "write_timeout")
+        rest: bytes | memoryview = data
         try:
-            self._socket.sendall(data)
-        except TimeoutError:
-            raise self._evidence(kind, "the server took nothing in time") from None
+            while rest:
+                sent = self._within(self._socket.send, rest, self._timeouts.write, "write_timeout")
+                if sent == len(rest):
+                    return
+                rest = memoryview(rest)[sent:]
         except OSError as error:
             raise _WriteFailedError from error
 
@@ -238,30 +268,13 @@ class SyncConnection:
                 raise EngineError("request", f"the body is longer than its Content-Length, {head.length}")
             else:
                 self._write(chunk)
-            if sent != head.length and self._poll.poll(0) and self._answered_early():
-                return
+            if sent != head.length and self._poll.poll(0) and self._read_now() and self.response.head_done:
+                return  # an early answer: the rest is not wanted
         if head.chunked:
             self._write(b"0\r\n\r\n")
         elif sent != head.length:
             raise EngineError("request", f"the body has {sent} bytes, its Content-Length is {head.length}")
         self._body_pending = False
-
-    def _answered_early(self) -> bool:
-        """Something has come while the body is being sent: the answer, or (below TLS) no data at all."""
-        self._limit_call(0.0)
-        try:
-            data = self._socket.recv(READ_SIZE)
-        except (ssl.SSLWantReadError, BlockingIOError):
-            return False
-        except OSError:
-            data = b""
-        if not data:
-            return True  # reading again tells why
-        try:
-            self.response.feed(data)
-        except FramingError as error:
-            raise self._evidence("protocol", str(error)) from None
-        return self.response.head_done
 
     def _evidence(self, kind: str, message: str) -> EngineError:
         return EngineError(kind, message, reused=self.uses > 1, bytes_seen=self.response.seen, request_sent=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +36,8 @@ class Ordinary:
     def proxy_for(self, scheme: str, host: str) -> Any:
         if self.proxy is not None or not self.trust_env:
             return self.proxy
+        import urllib.request  # 15 ms of http.client that a mesh-only process does not need
+
         proxies = urllib.request.getproxies()
         proxy = proxies.get(scheme) or proxies.get("all")
         if not proxy or urllib.request.proxy_bypass(host):
