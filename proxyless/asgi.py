@@ -36,6 +36,7 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXTENSION = "proxyless"  # scope["extensions"]; holds a Connection object that no header can make
+ODD_TARGET = "proxyless.target"  # scope; the request target as sent when it has more than a path and a query
 STATE = "proxyless.mesh"  # lifespan state, where a server's protocol finds the mesh of its application
 
 _SEPARATORS = (b"-", b"_")
@@ -216,6 +217,9 @@ async def serve(
     """
     headers, authority, problem = _headers(scope)
     raw, views = _views(scope, root_path)
+    odd: bytes | None = scope.get(ODD_TARGET)
+    if odd is not None and odd != b"*":
+        raw = odd.decode("latin-1")  # judged as sent, which is 400
     request = Request(
         scope.get("method", "GET"),
         raw,

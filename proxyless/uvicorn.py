@@ -17,7 +17,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxyless.asgi import STATE, ASGIApp, Receive, Scope, Send, serve
+from proxyless.asgi import ODD_TARGET, STATE, ASGIApp, Receive, Scope, Send, serve
 from proxyless.core.inbound import ConnectionInfo
 from proxyless.core.request import Address, Peer
 from proxyless.errors import PeerVerificationError
@@ -72,7 +72,12 @@ class _Timed:
 
 
 class _HttpTools(_Timed, HttpToolsProtocol):
-    pass
+    """httptools drops scheme and host of an absolute target and a fragment; policy must see that they were there."""
+
+    def on_headers_complete(self) -> None:
+        if self.url[:1] != b"/" or b"#" in self.url:
+            self.scope[ODD_TARGET] = self.url  # type: ignore[literal-required]  # a key of ours, read by `asgi.serve`
+        super().on_headers_complete()
 
 
 class _H11(_Timed, H11Protocol):

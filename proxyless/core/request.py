@@ -84,7 +84,8 @@ class Request:
         if index is None:
             index = self._index = {}
             for key, value in self.headers:
-                index.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+                # Blanks around a value are no part of it (RFC 9110 5.5); not every server's parser drops them.
+                index.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1").strip(" \t"))
         return index.get(name, ())
 
     def _pseudo(self, name: str) -> Sequence[str]:

@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from proxyless.asgi import MeshMiddleware
+from proxyless.core.matchers import HeaderMatcher, StringMatcher
+from proxyless.core.rbac import HeaderRule
 from proxyless.uvicorn import MeshH11Protocol, MeshHttpToolsProtocol
 from tests.asgi.helpers import (
     Fixture,
@@ -166,6 +168,18 @@ def test_garbage_that_begins_like_tls_is_refused(served):
     with raw(port) as sock:
         assert ask(sock, b"\x16\x03\x01\xff\xff" + b"\x00" * 100) == (0, b"")
     assert fixture.value("proxyless_inbound_handshake_failures_total", reason="malformed") == 1
+
+
+@pytest.mark.parametrize("target", ["http://other/admin", "http://other", "/a#/public", "*"])
+def test_a_target_that_is_more_than_path_and_query_is_400(served, world, target):
+    _, port = served
+    assert get(port, target, world.client())[0] == 400
+
+
+def test_blanks_around_a_header_value_are_no_part_of_it(served, world):
+    fixture, port = served
+    fixture.configure("STRICT", deny(policy("d", HeaderRule(HeaderMatcher("x-role", StringMatcher("exact", "admin"))))))
+    assert get(port, "/", world.client(), extra="X-Role:   admin \t \r\n")[0] == 403
 
 
 def test_a_websocket_sees_the_verified_peer(served, world):
