@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import grpc.aio
 
@@ -81,8 +81,10 @@ class ControlPlane:
         Raises:
             ConfigError: the configuration has errors (all of them are in the text), or a place cannot be used.
         """
+        watch = DirectoryWatch(self._directory)  # before reading: a change meanwhile is not lost
+        messages = _MessageLog()
         loaded = load_configuration(self._directory)
-        _log_messages(loaded.messages)
+        messages.write(loaded.messages)
         configuration = loaded.require()
         self._run.claim()
         try:
@@ -90,7 +92,7 @@ class ControlPlane:
             self._thread = threading.Thread(target=self._loop.run_forever, name="proxyless-control-plane", daemon=True)
             self._thread.start()
             authority = Authority(configuration.mesh.trust_domain, ttl=self._svid_ttl)
-            self._plane = _Plane(self._directory, self._run, configuration, authority)
+            self._plane = _Plane(self._directory, self._run, configuration, authority, watch, messages)
             self.address = self._on_loop(self._plane.start(self._listen))
         except BaseException:
             self.close()
@@ -157,11 +159,19 @@ class ControlPlane:
 class _Plane:
     """Everything that lives on the control plane's event loop."""
 
-    def __init__(self, directory: Path, run: RunDirectory, configuration: Configuration, authority: Authority) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        run: RunDirectory,
+        configuration: Configuration,
+        authority: Authority,
+        watch: DirectoryWatch,
+        messages: _MessageLog,
+    ) -> None:
         started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.authority = authority
         self.workload_api = WorkloadApiServer(authority)
-        self._directory, self._run = directory, run
+        self._directory, self._run, self._watched, self._messages = directory, run, watch, messages
         self._views = Views(configuration, started)
         self._ads = AdsServicer(self._views)
         self._table = RegistrationTable(self._views.may_serve, self._registrations_changed)
@@ -183,7 +193,7 @@ class _Plane:
             log.info(
                 "ADS on %s as %s, for callers with an SVID of %s", address, tls.spiffe_id, self.authority.trust_domain
             )
-        self._watcher = asyncio.create_task(self._watch(DirectoryWatch(self._directory)))
+        self._watcher = asyncio.create_task(self._watch())
         return address
 
     async def close(self) -> None:
@@ -203,7 +213,7 @@ class _Plane:
 
     async def reload(self) -> Loaded:
         loaded = await asyncio.to_thread(load_configuration, self._directory)
-        _log_messages(loaded.messages)
+        self._messages.write(loaded.messages)
         if loaded.configuration is None:
             log.error("%s: the configuration before stays, whole, until this is mended", self._directory)
         else:
@@ -217,16 +227,16 @@ class _Plane:
                 raise ConfigError(
                     f"trustDomain is {self.authority.trust_domain} and cannot become {trust_domain} while running"
                 )
-            self._views.configure(configuration)
+            self._views.commit(await asyncio.to_thread(self._views.prepare, configuration))
             await self._serve_workloads()
             self._ads.changed()
             log.info("configuration %s: %d resources", self._views.world.version, len(configuration.resources))
 
-    async def _watch(self, watch: DirectoryWatch) -> None:
+    async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             try:
-                if await asyncio.to_thread(watch.poll, time.monotonic()):
+                if await asyncio.to_thread(self._watched.poll, time.monotonic()):
                     await self.reload()
             except ProxylessError as error:
                 log.error("%s: %s; the configuration before stays", self._directory, error)
@@ -297,9 +307,17 @@ class _Plane:
         }
 
 
-_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "notice": logging.INFO}
+class _MessageLog:
+    """Writes what the loader says to the log: errors always, the rest when it is new."""
 
+    _LEVELS: ClassVar = {"error": logging.ERROR, "warning": logging.WARNING, "notice": logging.INFO}
 
-def _log_messages(messages: Iterable[Message]) -> None:
-    for message in messages:
-        log.log(_LEVELS[message.severity], "%s", message)
+    def __init__(self) -> None:
+        self._known: frozenset[str] = frozenset()
+
+    def write(self, messages: Iterable[Message]) -> None:
+        lines = {str(message): message.severity for message in messages}
+        for line, severity in lines.items():
+            if severity == "error" or line not in self._known:
+                log.log(self._LEVELS[severity], "%s", line)
+        self._known = frozenset(lines)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
-from proxyless.controlplane import hosts
 from proxyless.controlplane.configuration import Configuration
 from proxyless.controlplane.manifest.model import ServiceEntry, WorkloadEntry
-from proxyless.controlplane.registry import RegisteredWorkload, Registry, build_registry
+from proxyless.controlplane.registry import RegisteredWorkload, build_registry
 from proxyless.controlplane.subscriptions import View
 from proxyless.controlplane.translate import ProxyNode, World, missing_resource, translate
+from proxyless.errors import ConfigError
 from proxyless.spiffe import SpiffeId
 
 __all__ = ["Views", "build_world"]
+
+log = logging.getLogger("proxyless.controlplane")
+
+MAX_VIEWS = 1024  # different nodes: workers of one workload share a view
 
 
 def build_world(configuration: Configuration, registered: Iterable[RegisteredWorkload], version: str) -> World:
@@ -30,7 +35,7 @@ def build_world(configuration: Configuration, registered: Iterable[RegisteredWor
 
 
 class Views:
-    """The `ViewSource` of the ADS servicer. Lives on one event loop.
+    """The `ViewSource` of the ADS servicer. `prepare` may run on any thread; the rest lives on one event loop.
 
     `started` is the text of the start time, which together with a counter makes versions, as istiod writes them.
     """
@@ -38,48 +43,73 @@ class Views:
     def __init__(self, configuration: Configuration, started: str) -> None:
         self._started = started
         self._number = 0
-        self._configuration = configuration
         self._registered: tuple[RegisteredWorkload, ...] = ()
-        self._cache: dict[ProxyNode, View] = {}
-        self.world: World
-        self._rebuild()
+        self._state = self._make(configuration, ())
 
     @property
     def configuration(self) -> Configuration:
-        return self._configuration
+        return self._state.configuration
 
     @property
-    def registry(self) -> Registry:
-        return self.world.registry
+    def world(self) -> World:
+        return self._state.world
 
-    def configure(self, configuration: Configuration) -> None:
-        self._configuration = configuration
-        self._rebuild()
+    def prepare(self, configuration: Configuration) -> _State:
+        """The state that `configuration` makes, with a view for every node known now.
+
+        Raises:
+            ConfigError: it cannot be translated. Nothing has changed.
+        """
+        try:
+            return self._make(configuration, tuple(self._state.views))
+        except Exception as error:
+            log.exception("this configuration cannot be translated")
+            raise ConfigError(f"this configuration cannot be translated: {type(error).__name__}: {error}") from error
+
+    def commit(self, state: _State) -> None:
+        """Serve a prepared state."""
+        if state.registered is not self._registered:  # workloads have come or gone since it was prepared
+            state = self._make(state.configuration, tuple(state.views))
+        self._state = state
 
     def register(self, registered: tuple[RegisteredWorkload, ...]) -> None:
         if registered != self._registered:
             self._registered = registered
-            self._rebuild()
+            self._state = self._make(self._state.configuration, ())
 
     def view(self, node: ProxyNode, identity: SpiffeId | None) -> View:
         """What this node sees. The service account is the verified one, whatever the node says."""
         account = (identity.service_account if identity else None) or node.service_account
-        key = replace(node, id="", workload="", service_account=account)
-        found = self._cache.get(key)
-        if found is None:
-            world = self.world
-            found = self._cache[key] = View(
-                world.version,
-                translate(world, key),
-                lambda type_url, name: missing_resource(world, key, type_url, name),
-            )
-        return found
+        return self._state.view(replace(node, id="", workload="", service_account=account))
 
     def may_serve(self, identity: SpiffeId, host: str) -> bool:
         """Whether the operator's list lets this identity serve that host."""
-        return (identity.namespace, identity.service_account) in self.registry.identities_of(hosts.expand(host, ""))
+        return (identity.namespace, identity.service_account) in self.world.registry.identities_of(host)
 
-    def _rebuild(self) -> None:
+    def _make(self, configuration: Configuration, nodes: Iterable[ProxyNode]) -> _State:
         self._number += 1
-        self._cache.clear()
-        self.world = build_world(self._configuration, self._registered, f"{self._started}/{self._number}")
+        world = build_world(configuration, self._registered, f"{self._started}/{self._number}")
+        state = _State(configuration, world, self._registered)
+        for node in nodes:
+            state.view(node)
+        return state
+
+
+class _State:
+    """One world and the views of it that have been asked for."""
+
+    def __init__(self, configuration: Configuration, world: World, registered: tuple[RegisteredWorkload, ...]) -> None:
+        self.configuration, self.world, self.registered = configuration, world, registered
+        self.views: dict[ProxyNode, View] = {}
+
+    def view(self, node: ProxyNode) -> View:
+        found = self.views.get(node)
+        if found is None:
+            if len(self.views) >= MAX_VIEWS:  # a client can ask as many nodes as it likes; the oldest views go
+                del self.views[next(iter(self.views))]
+            found = self.views[node] = View(
+                self.world.version,
+                translate(self.world, node),
+                lambda type_url, name: missing_resource(self.world, node, type_url, name),
+            )
+        return found

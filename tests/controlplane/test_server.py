@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from proxyless import protos
+from proxyless.controlplane.configuration import load_configuration
 from proxyless.controlplane.server import WORKLOAD_API_SOCKET, XDS_SOCKET, ControlPlane
 from proxyless.errors import ConfigError, SettingsError
 from proxyless.protos import CLUSTER, ENDPOINT, LISTENER, ROUTE
@@ -287,3 +288,55 @@ def test_close_removes_the_sockets_and_may_be_called_twice(config: Path, run: Pa
     assert not path.exists()
     with ControlPlane(config, run):
         assert path.exists()
+
+
+def test_a_client_that_does_not_read_holds_up_nobody_else(connect: Connect, config: Path, billing: AdsClient) -> None:
+    body = "x" * 200_000  # more than HTTP/2 lets a server send unread
+    large = f"""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: large, namespace: default}}
+spec: {{hosts: [large.example.com], http: [{{directResponse: {{status: 200, body: {{string: {body}}}}}}}]}}
+"""
+    write(config, large=large)
+    stuck = AdsClient(connect("payments"), sidecar("payments"))
+    stuck.send(ROUTE, ("80",))
+    billing.ask(ROUTE, "80")
+    for v2 in (20, 30):
+        write(config, split=SPLIT.format(v1=100 - v2, v2=v2))
+        while weights(billing.receive()) != [100 - v2, v2]:
+            pass
+    while weights(stuck.receive()) != [70, 30]:
+        pass  # it was given what was on its way, then the newest; nothing in between was kept for it
+    stuck.close()
+
+
+def test_a_configuration_that_cannot_be_translated_changes_nothing(
+    billing: AdsClient, plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billing.ask(ROUTE, "80")
+    other = write(tmp_path / "other", mesh=MESH, split=SPLIT.format(v1=1, v2=99))
+    configuration = load_configuration(other).require()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("proxyless.controlplane.views.translate", broken)
+        with pytest.raises(ConfigError, match="a defect of ours"):
+            plane.apply(configuration)
+    assert weights(billing.ask(ROUTE, "80")) == [90, 10]
+    plane.apply(configuration)
+    assert weights(billing.receive()) == [1, 99]
+
+
+def test_what_the_loader_has_to_say_is_logged_once(
+    plane: ControlPlane, config: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rule = "{{hosts: [{host}], http: [{{route: [{{destination: {{host: nowhere.example.com}}}}]}}]}}"
+    document = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: lost, namespace: default}\n"
+    write(config, lost=document + "spec: " + rule.format(host="a.example.com"))
+    with caplog.at_level(logging.WARNING):
+        plane.reload()
+        plane.reload()
+    assert caplog.text.count("nowhere.example.com") == 1

@@ -124,3 +124,20 @@ def test_a_match_on_claims_never_holds() -> None:
     )
     of = world(service("api"), gateway(HTTP.format(80, "x.example.com")), admins, virtual_service("x.example.com", "b"))
     assert [route["name"] for route in routes_of(of, "http.80", "x.example.com", GATEWAY)] == ["b"]
+
+
+def test_tls_that_would_have_to_be_opened_for_tcp_is_not_passed_on_unopened() -> None:
+    server = "{{port: {{number: 443, name: tls, protocol: TLS}}, hosts: [x.example.com], tls: {0}}}"
+    rule = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: x, namespace: default}
+spec:
+  hosts: [x.example.com]
+  gateways: [default/public]
+  tls: [{match: [{sniHosts: [x.example.com]}], route: [{destination: {host: api.default.svc.cluster.local}}]}]
+"""
+    opened = world(service("api"), gateway(server.format("{mode: SIMPLE, credentialName: x}")), rule)
+    passed = world(service("api"), gateway(server.format("{mode: PASSTHROUGH}")), rule)
+    assert served(opened, LISTENER, GATEWAY) == {}
+    assert [*served(passed, LISTENER, GATEWAY)] == ["0.0.0.0_443"]

@@ -151,6 +151,12 @@ def test_no_domain_belongs_to_two_virtual_hosts() -> None:
     assert len(domains) == len(set(domains))
 
 
+def test_addresses_are_domains_and_ranges_are_not() -> None:
+    of = world(service("a").replace("spec:", "spec:\n  addresses: [10.96.0.1, 10.97.0.0/16, 'fd00::1']", 1))
+    (host, _) = as_json(served(of, ROUTE)["80"])["virtualHosts"]
+    assert host["domains"][-2:] == ["10.96.0.1", "[fd00::1]"]
+
+
 def test_an_unknown_route_configuration_holds_only_what_happens_to_unknown_hosts() -> None:
     of = world(PAYMENTS)
     kind = message("envoy.config.route.v3.RouteConfiguration")

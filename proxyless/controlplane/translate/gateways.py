@@ -129,6 +129,8 @@ def _stream_chains(
         return
     binding = Binding(node, server.port.number, frozenset({bound.name}))
     if server.port.protocol.upper() in ("TLS", "HTTPS"):
+        if server.tls is not None and server.tls.mode not in ("PASSTHROUGH", "AUTO_PASSTHROUGH"):
+            return  # TLS that ends here with something else than HTTP inside: refused rather than passed on unopened
         for rule in attached(world, node.namespace, binding.gateways):
             if any(_common(bound, rule, host) for host in rule.spec.hosts):
                 for match, target in tls_matches(world, binding, rule):

@@ -55,4 +55,5 @@ def domains(service: Service, dns_domain: str) -> list[str]:
         name, own = parts
         found += [name] if own == namespace else []
         found += [f"{name}.{own}", f"{name}.{own}.svc"]
-    return found + list(service.addresses)
+    found += [f"[{ip}]" if ":" in ip else ip for ip in service.addresses if "/" not in ip]
+    return found
