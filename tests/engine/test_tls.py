@@ -12,7 +12,7 @@ from proxyless.errors import EngineError, PeerVerificationError
 from proxyless.identity.source import StaticSource
 from proxyless.identity.tls import TlsContexts
 from tests.engine.helpers import FLAVOURS, OK, Peer, Server, Target, engine, replies, wait_until
-from tests.engine.identities import Identities, mutual, spiffe
+from tests.engine.identities import Identities, mutual, spiffe, web_contexts
 
 
 @pytest.fixture(params=FLAVOURS)
@@ -235,38 +235,7 @@ def test_a_connection_is_not_used_after_the_end_of_the_earlier_certificate(
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of an ordinary web server for ``shop.example`` and of a client that trusts it."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "shop.example")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(minutes=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("shop.example")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    path = tmp_path_factory.mktemp("web") / "server.pem"
-    path.write_bytes(
-        pem
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path)
-    client = ssl.create_default_context(cadata=pem.decode())
-    return server, client
+    return web_contexts("shop.example", tmp_path_factory.mktemp("web"))
 
 
 def test_tls_of_the_application_verifies_the_name_of_the_url(

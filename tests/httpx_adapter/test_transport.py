@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import httpx2
 import pytest
 
+from proxyless.core.request import Address
+from proxyless.core.resources import FilterChain, FilterChainMatch, Listener, TcpProxy, WeightedCluster
 from proxyless.errors import (
     ConnectFailureError,
     ConnectionTerminatedError,
@@ -20,6 +23,7 @@ from proxyless.errors import (
 )
 from proxyless.httpx import AsyncMeshTransport, MeshTransport
 from tests.engine.helpers import OK, Peer, Server, replies, wait_until
+from tests.engine.identities import web_contexts
 from tests.httpx_adapter.helpers import URL, cluster, forward, mesh, retry, simple_mesh, snapshot
 
 
@@ -423,3 +427,40 @@ def test_https_to_the_outside_is_not_sent_in_the_clear(make: Make) -> None:
         with pytest.raises(client.library.ConnectError):
             client.get(f"https://127.0.0.1:{server.address.port}/")
         assert records == [b"\x16"]  # a TLS handshake
+
+
+# ------------------------------------------------------------------------------------ https:// to a service of the registry
+
+
+def _registered(name: str, to: str, port: int) -> Listener:
+    """What a ServiceEntry with protocol TLS becomes: a TCP proxy chosen by server name."""
+    proxy = TcpProxy(clusters=(WeightedCluster(name=to, weight=1),))
+    chain = FilterChain(match=FilterChainMatch(server_names=(name,)), filter=proxy)
+    return Listener(
+        name=f"0.0.0.0_{port}", address=Address("0.0.0.0", port), direction="OUTBOUND", filter_chains=(chain,)
+    )
+
+
+def test_https_to_a_registered_service_goes_to_its_endpoint_with_the_applications_tls(
+    make: Make, tmp_path: Path
+) -> None:
+    server_context, client_context = web_contexts("pay.example", tmp_path)
+    with Server(replies(OK), tls=server_context) as server:
+        external = cluster("ext", [server.address], service="pay.example")
+        given = mesh(snapshot({"other": []}, external, extra=[_registered("pay.example", "ext", 443)]))
+        client = make(given, verify=client_context)
+        for _ in range(2):
+            assert client.get("https://pay.example/v1").text == "ok"
+        assert server.accepted == 1
+        assert server.requests[0].startswith(b"GET /v1 HTTP/1.1\r\nHost: pay.example\r\n")
+
+
+def test_https_to_a_registered_service_is_verified(make: Make, tmp_path: Path) -> None:
+    server_context, _ = web_contexts("pay.example", tmp_path)
+    with Server(replies(OK), tls=server_context) as server:
+        external = cluster("ext", [server.address], service="pay.example")
+        given = mesh(snapshot({"other": []}, external, extra=[_registered("pay.example", "ext", 443)]))
+        client = make(given)
+        with pytest.raises(client.library.ConnectError, match="certificate verify failed"):
+            client.get("https://pay.example/v1")
+        assert server.requests == []
