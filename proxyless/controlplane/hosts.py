@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["HostSet", "expand", "is_wildcard", "matches", "more_specific", "most_specific", "subset_of"]
+__all__ = ["HostSet", "expand", "is_wildcard", "matches", "more_specific", "subset_of"]
 
 
 def is_wildcard(host: str) -> bool:
@@ -68,15 +68,6 @@ class HostSet:
             if bare[start:] in self._suffixes:
                 return f"*{bare[start:]}"
         return None
-
-
-def most_specific(host: str, candidates: Iterable[str]) -> str | None:
-    """The best of ``candidates`` that covers all of ``host``; exact name first, then the longest wildcard."""
-    best: str | None = None
-    for candidate in candidates:
-        if subset_of(host, candidate) and (best is None or more_specific(candidate, best)):
-            best = candidate
-    return best
 
 
 def expand(host: str, namespace: str, domain: str = "cluster.local") -> str:

@@ -322,6 +322,7 @@ def _add_registered(
     port = service.port_for(workload.port)
     if port is None:
         return
+    # Who registers has our data plane in it and takes mutual TLS; one that does not says so by the label.
     labels = {TLS_MODE_LABEL: "istio", **workload.labels}
     for grant in grants:
         if (grant.namespace, grant.service_account) == (namespace, account):
