@@ -9,6 +9,7 @@ from proxyless.core.actions import Action, Deliver, Fail, Reply
 from proxyless.core.request import Address, Request
 from proxyless.engine.timeouts import UNLIMITED, Timeouts
 from proxyless.errors import NoIdentityError, NotReadyError, RequestError, UpstreamTimeoutError
+from proxyless.httpx.info import CallInfo
 from proxyless.httpx.library import Library, name_of
 from proxyless.runtime.outbound import OutboundExchange
 
@@ -137,7 +138,7 @@ def response_of(action: Action, exchange: OutboundExchange, library: Library, fa
             received.status,
             headers=action.headers(received.headers) if action.mutations else received.headers,
             stream=library.ByteStream(body) if body is not None else stream(exchange, library),
-            extensions={"http_version": b"HTTP/1.1", "reason_phrase": received.reason},
+            extensions={"http_version": b"HTTP/1.1", "reason_phrase": received.reason, EXTENSION: CallInfo(exchange)},
         )
     if type(action) is Fail:
         if failures == "raise":
@@ -149,7 +150,7 @@ def response_of(action: Action, exchange: OutboundExchange, library: Library, fa
         action.status,
         headers=action.headers,
         stream=library.ByteStream(action.body),
-        extensions={"http_version": b"HTTP/1.1", EXTENSION: {"flag": action.flag, "details": action.details}},
+        extensions={"http_version": b"HTTP/1.1", EXTENSION: CallInfo(exchange)},
     )
 
 

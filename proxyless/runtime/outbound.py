@@ -52,18 +52,19 @@ class OutboundExchange:
         call: the decisions; `call.record` names what was decided.
         error: of the last attempt that had no response.
         response: of the engine, once `Deliver` was returned.
+        peer: verified SPIFFE ID of the endpoint that answered; empty for plain text.
         sent, received: bytes of request and response bodies.
     """
 
     __slots__ = (
         "_began",
         "_ended",
-        "_peer",
         "_span",
         "_telemetry",
         "_wall",
         "call",
         "error",
+        "peer",
         "received",
         "request",
         "response",
@@ -88,7 +89,7 @@ class OutboundExchange:
         self.error: EngineError | None = None
         self.response: Any = None
         self.sent = self.received = 0
-        self._peer = ""
+        self.peer = ""
         self._span: ClientSpan | None = None
         self._ended = False
 
@@ -228,7 +229,7 @@ class OutboundExchange:
 
     def _answered(self, exchange: Any) -> Action:
         outcome = answered(exchange.status, exchange.headers, reused=exchange.reused, grpc=self.call.record.grpc)
-        self._peer = exchange.peer
+        self.peer = exchange.peer
         action = self.call.on_outcome(outcome, monotonic())
         if type(action) is not Deliver:
             self._end_span(exchange.status, None)
@@ -276,7 +277,7 @@ class OutboundExchange:
     def _end_span(self, status: int, error: BaseException | None) -> None:
         span, self._span = self._span, None
         if span is not None:
-            span.end(status, self.call.record.flags, error, self._peer)
+            span.end(status, self.call.record.flags, error, self.peer)
 
     def _end(self, error: BaseException | None) -> None:
         """Once. Never raises: telemetry is no reason to fail a call."""
@@ -294,7 +295,7 @@ class OutboundExchange:
             self._end_span(record.status, None if isinstance(error, GeneratorExit) else error)
         telemetry.metrics.outbound(
             record.workload,
-            self._peer,
+            self.peer,
             _service(record.service or record.cluster, record.service_namespace),
             "grpc" if record.grpc else "http",
             record.status,
@@ -351,7 +352,7 @@ class OutboundExchange:
             user_agent=header("user-agent"),
             request_id=header("x-request-id"),
             sni=request.sni,
-            peer=self._peer,
+            peer=self.peer,
             attempts=record.attempts,
         )
 

@@ -102,7 +102,9 @@ def test_a_name_that_only_the_mesh_knows_is_reached(make: Make) -> None:
             assert (response.status_code, response.text, response.http_version) == (200, "ok", "HTTP/1.1")
             assert type(response) is client.library.Response
             assert response.reason_phrase == "OK"
-            assert "proxyless" not in response.extensions
+            said = response.extensions["proxyless"]
+            assert (said["flag"], said["details"], said["cluster"], said["attempts"]) == ("-", "via_upstream", "c", 1)
+            assert said["endpoint"].startswith("127.0.0.1:")
         assert server.accepted == 1
         assert server.requests[0].startswith(b"GET / HTTP/1.1\r\nHost: orders.store\r\n")
 
@@ -111,7 +113,8 @@ def test_no_route_is_a_response_with_flag_and_details(make: Make) -> None:
     client = make(mesh(snapshot({"other": []})))
     response = client.get()
     assert response.status_code == 404
-    assert response.extensions["proxyless"] == {"flag": "NR", "details": "route_not_found"}
+    said = response.extensions["proxyless"]
+    assert (said["flag"], said["details"], said["attempts"]) == ("NR", "route_not_found", 0)
 
 
 def test_an_unknown_cluster_and_an_empty_one_are_503(make: Make) -> None:
