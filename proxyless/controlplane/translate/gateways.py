@@ -86,7 +86,7 @@ def gateway_listeners(world: World, node: ProxyNode) -> Iterator[Tree]:
     for (address, port), servers in sorted(by_address.items()):
         plain = [bound for bound in servers if bound.is_http]
         if plain:  # the protocol of a port is that of the first; plain text and TLS do not share one
-            chains = [{"filters": [_manager(world, plain[0].route_name, filters)]}]
+            chains = [{"filters": [_manager(world, node, plain[0].route_name, filters)]}]
         else:
             chains = [
                 chain
@@ -103,7 +103,7 @@ def gateway_listeners(world: World, node: ProxyNode) -> Iterator[Tree]:
             }
 
 
-def _manager(world: World, route_name: str, filters: list[Tree]) -> Tree:
+def _manager(world: World, node: ProxyNode, route_name: str, filters: list[Tree]) -> Tree:
     return http_manager(
         world,
         f"outbound_{route_name};",
@@ -111,6 +111,7 @@ def _manager(world: World, route_name: str, filters: list[Tree]) -> Tree:
         filters,
         server_name="istio-envoy",
         use_remote_address={"value": True},
+        xff_num_trusted_hops=node.trusted_proxies,
         forward_client_cert_details="SANITIZE_SET",
         set_current_client_cert_details={"subject": {"value": True}, "cert": True, "dns": True, "uri": True},
     )
@@ -123,7 +124,7 @@ def _stream_chains(
     if bound.terminates and server.tls is not None:
         yield {
             "filter_chain_match": {"server_names": _server_names(server)},
-            "filters": [_manager(world, bound.route_name, filters)],
+            "filters": [_manager(world, node, bound.route_name, filters)],
             "transport_socket": gateway_socket(server.tls),
         }
         return

@@ -34,6 +34,8 @@ class ProxyNode:
         labels: sorted pairs, so that a node is hashable.
         service_account: empty when the node does not say.
         service, port: what the workload registers as; empty and 0 when it does not.
+        trusted_proxies: PROXY_CONFIG gatewayTopology.numTrustedProxies: how many addresses at the end of X-Forwarded-For a
+            gateway believes.
     """
 
     id: str
@@ -46,6 +48,7 @@ class ProxyNode:
     service_account: str = ""
     service: str = ""
     port: int = 0
+    trusted_proxies: int = 0
 
     @property
     def label_map(self) -> Mapping[str, str]:
@@ -89,6 +92,7 @@ def parse_node(node: Any) -> ProxyNode:
         service_account=metadata.text("SERVICE_ACCOUNT"),
         service=own.text("SERVICE"),
         port=own.integer("PORT"),
+        trusted_proxies=metadata.struct("PROXY_CONFIG").struct("gatewayTopology").integer("numTrustedProxies"),
     )
 
 
