@@ -1,4 +1,4 @@
-"""`istio/authz-behaviour`: policies and requests, over HTTP, without JWT, CUSTOM and path templates."""
+"""`istio/authz-behaviour`: policies and requests, over HTTP, without JWT and CUSTOM."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from proxyless.spiffe import SpiffeId
 from tests.conformance.harness import Case, Skipped, Suite
 from tests.conformance.world import build_world, load_documents, mesh_config, snapshot_for
 
-LATER = {
-    "jwt": "inbound security (JWT)",
-    "custom-provider": "inbound security (CUSTOM)",
-    "path-templating": "inbound security",
-}
+LATER = {"jwt": "inbound security (JWT)", "custom-provider": "inbound security (CUSTOM)"}
 HTTP_PORTS = ("http", "http2")
 
 
@@ -52,8 +48,6 @@ def _refuse_later(case: Mapping[str, Any]) -> None:
     text = str(case["config"])
     if "'action': 'CUSTOM'" in text:
         raise Skipped(LATER["custom-provider"])
-    if "{*}" in text or "{**}" in text:
-        raise Skipped(LATER["path-templating"])
     if not any(port in HTTP_PORTS for row in case["requests"] for port in row["ports"]):
         raise Skipped("inbound security (TCP, gRPC)")
 
