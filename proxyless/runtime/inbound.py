@@ -103,11 +103,11 @@ class Connection:
     __slots__ = ("_chain", "_close_from", "_generation", "expires_at", "gate", "info", "peer", "texts")
 
     def __init__(self, info: ConnectionInfo, peer: Peer, expires_at: float = FOREVER, now: float = 0.0) -> None:
-        """`now`: wall clock; with it the margin before `expires_at` is a fifth of what is left, at most `MARGIN`."""
+        """`now`: wall clock; with it the margin before `expires_at` is a third of what is left, at most `MARGIN`."""
         self.info, self.peer, self.expires_at = info, peer, expires_at
         self.gate: InboundGate | None = None
         self.texts = str(peer.local), str(peer.address)
-        self._close_from = expires_at - min(MARGIN, 0.2 * (expires_at - now)) if expires_at != FOREVER else FOREVER
+        self._close_from = expires_at - min(MARGIN, (expires_at - now) / 3) if expires_at != FOREVER else FOREVER
         self._generation = -1
         self._chain: FilterChain | None = None
 
