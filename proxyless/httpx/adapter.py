@@ -133,12 +133,12 @@ def response_of(action: Action, exchange: OutboundExchange, library: Library, fa
     """
     if type(action) is Deliver:
         received = exchange.response
-        body = received.body
+        headers = action.headers(received.headers) if action.mutations else received.headers
+        extensions = {"http_version": b"HTTP/1.1", "reason_phrase": received.reason, EXTENSION: CallInfo(exchange)}
+        if received.body is not None:
+            return library.WholeResponse(received.status, headers, received.body, extensions)
         return library.Response(
-            received.status,
-            headers=action.headers(received.headers) if action.mutations else received.headers,
-            stream=library.ByteStream(body) if body is not None else stream(exchange, library),
-            extensions={"http_version": b"HTTP/1.1", "reason_phrase": received.reason, EXTENSION: CallInfo(exchange)},
+            received.status, headers=headers, stream=stream(exchange, library), extensions=extensions
         )
     if type(action) is Fail:
         if failures == "raise":

@@ -326,10 +326,7 @@ class OutboundExchange:
 
     def _line(self, seconds: float) -> str:
         request, record = self.request, self.call.record
-
-        def header(name: str) -> str:
-            return ", ".join(request.values(name))
-
+        forwarded_for, user_agent, request_id = _logged_headers(request)
         error = self.error
         return access_log.line(
             "outbound",
@@ -348,9 +345,9 @@ class OutboundExchange:
             upstream_cluster=record.cluster,
             upstream_seconds=seconds if record.endpoint is not None and error is None else None,
             upstream_failure=str(error) if error is not None else "",
-            forwarded_for=header("x-forwarded-for"),
-            user_agent=header("user-agent"),
-            request_id=header("x-request-id"),
+            forwarded_for=forwarded_for,
+            user_agent=user_agent,
+            request_id=request_id,
             sni=request.sni,
             peer=self.peer,
             attempts=record.attempts,
@@ -369,6 +366,21 @@ class _AsyncCounted:
         async for chunk in self._body:
             self._exchange.sent += len(chunk)
             yield chunk
+
+
+def _logged_headers(request: Request) -> tuple[str, str, str]:
+    """x-forwarded-for, user-agent, x-request-id. Does not make the request index all its headers."""
+    forwarded_for = user_agent = request_id = ""
+    for name, value in request.headers:
+        length = len(name)
+        if length == 10 and name.lower() == b"user-agent":
+            user_agent = value.decode("latin-1")
+        elif length == 12 and name.lower() == b"x-request-id":
+            request_id = value.decode("latin-1")
+        elif length == 15 and name.lower() == b"x-forwarded-for":
+            text = value.decode("latin-1")
+            forwarded_for = f"{forwarded_for}, {text}" if forwarded_for else text
+    return forwarded_for, user_agent, request_id
 
 
 @lru_cache(1024)
