@@ -27,8 +27,9 @@ from urllib.parse import urlsplit
 from proxyless.errors import SettingsError
 from proxyless.runtime import dump
 from proxyless.runtime.inbound import MeshLike
+from proxyless.runtime.vitals import Vitals
 from proxyless.runtime.workers import Workers, WorkerState
-from proxyless.telemetry import exposition, families
+from proxyless.telemetry import exposition
 
 __all__ = ["AdminListener"]
 
@@ -56,6 +57,7 @@ class AdminListener:
         self._mesh = mesh
         self._target = _target(address)
         self._workers = Workers(workers_dir) if workers_dir else None
+        self._vitals = Vitals(mesh)
         self._server: _Server | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -113,7 +115,7 @@ class AdminListener:
 
     def _tell(self) -> None:
         state = self._state()
-        self._mesh.telemetry.metrics.set(families.READY, 1 if state.ready else 0)
+        self._vitals.refresh()
         if self._workers is not None:
             self._workers.tell(state)
 

@@ -26,7 +26,6 @@ __all__ = [
     "UNSUPPORTED_FIELDS",
     "XDS_CONNECTED",
     "XDS_NACKS",
-    "XDS_STREAM_FAILURES",
     "XDS_UPDATES",
     "Family",
     "create",
@@ -96,11 +95,8 @@ RESPONSE_BYTES = Family("histogram", "istio_response_bytes", "Bytes of response 
 XDS_CONNECTED = Family(
     "gauge", "proxyless_xds_connected", "1 while the stream to the control plane is up.", (), "livemin"
 )
-XDS_UPDATES = Family(
-    "counter", "proxyless_xds_updates", "Responses of the control plane that were accepted.", ("type",)
-)
-XDS_NACKS = Family("counter", "proxyless_xds_nacks", "Responses of the control plane that were refused.", ("type",))
-XDS_STREAM_FAILURES = Family("counter", "proxyless_xds_stream_failures", "Streams to the control plane that ended.")
+XDS_UPDATES = Family("counter", "proxyless_xds_updates", "Responses of the control plane that were accepted.")
+XDS_NACKS = Family("counter", "proxyless_xds_nacks", "Responses of the control plane that were refused.")
 CONFIG_GENERATION = Family(
     "gauge",
     "proxyless_config_generation",

@@ -24,7 +24,7 @@ class Telemetry:
 
     Args:
         workload, namespace, labels: ours, as in the settings.
-        service: host name that we are registered as; empty for a client.
+        service: host name that we are registered as, or the short name of one in our namespace; empty for a client.
         access_log: ``off``, ``stdout``, ``stderr`` or the path of a file.
         registry: for the metric families; None: prometheus_client's global one.
     """
@@ -39,6 +39,8 @@ class Telemetry:
         access_log: str = "off",
         registry: CollectorRegistry | None = None,
     ) -> None:
+        if service and "." not in service:
+            service = f"{service}.{namespace or 'default'}.svc.cluster.local"
         own = Workload.of_labels(workload, namespace, labels or {})
         self.metrics = Metrics(own, Service.of_host(service, namespace), registry)
         self.access_log: AccessLog | None = open_access_log(access_log)

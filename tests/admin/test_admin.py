@@ -19,6 +19,7 @@ from proxyless.errors import SettingsError
 from proxyless.runtime.admin import AdminListener
 from proxyless.runtime.dump import redact
 from proxyless.runtime.workers import Workers, WorkerState
+from proxyless.telemetry.access_log import AccessLog
 from tests.asgi.helpers import Fixture, World, eventually
 
 
@@ -197,6 +198,7 @@ class other_worker:
     SCRIPT = """
 import os, sys
 from proxyless.runtime.workers import Workers, WorkerState
+from proxyless.telemetry.access_log import AccessLog
 workers = Workers(sys.argv[1])
 workers.tell(WorkerState(os.getpid(), False, ("no SVID yet",), 0))
 print("told", flush=True)
@@ -247,3 +249,14 @@ def _answers(address: str) -> bool:
         return ask(address, "/healthz")[0] == 200
     except (http.client.HTTPException, OSError):
         return False
+
+
+def test_vitals_follow_the_parts_of_the_mesh(fixture, admin, tmp_path):
+    fixture.configure("STRICT")
+    eventually(lambda: fixture.value("proxyless_ready") == 1)
+    fixture.source.withdraw()
+    eventually(lambda: fixture.value("proxyless_ready") == 0)
+    fixture.mesh.telemetry.access_log = AccessLog(str(tmp_path / "missing" / "log"))
+    fixture.mesh.telemetry.access_log.write("lost")
+    fixture.mesh.telemetry.access_log.flush()
+    eventually(lambda: fixture.value("proxyless_access_log_dropped_total") == 1)

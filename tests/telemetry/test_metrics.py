@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from proxyless.telemetry import families
 from proxyless.telemetry.labels import Bounded, Service, Workload
 from proxyless.telemetry.metrics import MAX_SERIES, Metrics
+from proxyless.telemetry.recorder import Telemetry
 
 ISTIO_BUCKETS = (
     "0.5", "1.0", "5.0", "10.0", "25.0", "50.0", "100.0", "250.0", "500.0", "1000.0", "2500.0", "5000.0", "10000.0", "30000.0",
@@ -194,10 +195,12 @@ def test_a_reloaded_module_finds_the_families_of_the_first(registry):
 def test_our_own_families(registry):
     metrics = Metrics(registry=registry)
     metrics.set(families.CONFIG_GENERATION, 7)
-    metrics.add(families.XDS_NACKS, "lds")
-    metrics.add(families.XDS_NACKS, "lds", amount=2)
+    metrics.add(families.XDS_NACKS)
+    metrics.add(families.XDS_NACKS, amount=2)
+    metrics.add(families.INBOUND_DENIED, "policy")
     assert total(registry, "proxyless_config_generation") == 7
-    assert total(registry, "proxyless_xds_nacks_total", type="lds") == 3
+    assert total(registry, "proxyless_xds_nacks_total") == 3
+    assert total(registry, "proxyless_inbound_denied_total", reason="policy") == 1
 
 
 def test_bounded_lets_known_values_pass_after_the_limit():
@@ -217,6 +220,7 @@ WORKER = """
 import sys
 from prometheus_client import CollectorRegistry
 from proxyless.telemetry import families
+from proxyless.telemetry.recorder import Telemetry
 from proxyless.telemetry.metrics import Metrics
 metrics = Metrics()
 for _ in range(int(sys.argv[1])):
@@ -263,3 +267,12 @@ def scrape(env) -> str:
 
 def value(text: str, name: str) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
+
+
+def test_a_short_service_name_is_that_of_our_namespace():
+    def destination(service: str) -> Service:
+        return Telemetry(workload="w", namespace="shop", service=service).metrics.service
+
+    assert destination("payments") == ("payments.shop.svc.cluster.local", "payments", "shop")
+    assert destination("payments.myapp.com") == ("payments.myapp.com", "payments.myapp.com", "shop")
+    assert destination("") == ("unknown", "unknown", "unknown")
