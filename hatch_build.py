@@ -17,64 +17,64 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 TARGET = "proxyless/protos/descriptors.binpb.gz"
 
-XDS_MODULES = """
-envoy.service.discovery.v3.ads_pb2
-envoy.service.status.v3.csds_pb2
-envoy.service.load_stats.v3.lrs_pb2
-envoy.service.secret.v3.sds_pb2
-envoy.config.bootstrap.v3.bootstrap_pb2
-envoy.config.listener.v3.listener_pb2
-envoy.config.route.v3.route_pb2
-envoy.config.cluster.v3.cluster_pb2
-envoy.config.endpoint.v3.endpoint_pb2
-envoy.extensions.clusters.aggregate.v3.cluster_pb2
-envoy.extensions.filters.listener.http_inspector.v3.http_inspector_pb2
-envoy.extensions.filters.listener.original_dst.v3.original_dst_pb2
-envoy.extensions.filters.listener.proxy_protocol.v3.proxy_protocol_pb2
-envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2
-envoy.extensions.filters.http.cors.v3.cors_pb2
-envoy.extensions.filters.http.ext_authz.v3.ext_authz_pb2
-envoy.extensions.filters.http.fault.v3.fault_pb2
-envoy.extensions.filters.http.grpc_stats.v3.config_pb2
-envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2
-envoy.extensions.filters.http.jwt_authn.v3.config_pb2
-envoy.extensions.filters.http.local_ratelimit.v3.local_rate_limit_pb2
-envoy.extensions.filters.http.rbac.v3.rbac_pb2
-envoy.extensions.filters.http.router.v3.router_pb2
-envoy.extensions.filters.http.stateful_session.v3.stateful_session_pb2
-envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2
-envoy.extensions.filters.network.rbac.v3.rbac_pb2
-envoy.extensions.filters.network.sni_cluster.v3.sni_cluster_pb2
-envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2
-envoy.extensions.access_loggers.file.v3.file_pb2
-envoy.extensions.access_loggers.stream.v3.stream_pb2
-envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.client_side_weighted_round_robin_pb2
-envoy.extensions.load_balancing_policies.cluster_provided.v3.cluster_provided_pb2
-envoy.extensions.load_balancing_policies.least_request.v3.least_request_pb2
-envoy.extensions.load_balancing_policies.maglev.v3.maglev_pb2
-envoy.extensions.load_balancing_policies.pick_first.v3.pick_first_pb2
-envoy.extensions.load_balancing_policies.random.v3.random_pb2
-envoy.extensions.load_balancing_policies.ring_hash.v3.ring_hash_pb2
-envoy.extensions.load_balancing_policies.round_robin.v3.round_robin_pb2
-envoy.extensions.load_balancing_policies.wrr_locality.v3.wrr_locality_pb2
-envoy.extensions.network.dns_resolver.cares.v3.cares_dns_resolver_pb2
-envoy.extensions.path.match.uri_template.v3.uri_template_match_pb2
-envoy.extensions.path.rewrite.uri_template.v3.uri_template_rewrite_pb2
-envoy.extensions.request_id.uuid.v3.uuid_pb2
-envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2
-envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_config_pb2
-envoy.extensions.transport_sockets.raw_buffer.v3.raw_buffer_pb2
-envoy.extensions.transport_sockets.tls.v3.secret_pb2
-envoy.extensions.transport_sockets.tls.v3.tls_pb2
-envoy.extensions.transport_sockets.tls.v3.tls_spiffe_validator_config_pb2
-envoy.extensions.upstreams.http.v3.http_protocol_options_pb2
-envoy.type.matcher.v3.string_pb2
-udpa.type.v1.typed_struct_pb2
-xds.core.v3.resource_locator_pb2
-xds.type.matcher.v3.matcher_pb2
-xds.type.v3.typed_struct_pb2
-google.rpc.status_pb2
-""".split()
+XDS_MODULES = [
+    "envoy.service.discovery.v3.ads_pb2",
+    "envoy.service.status.v3.csds_pb2",
+    "envoy.service.load_stats.v3.lrs_pb2",
+    "envoy.service.secret.v3.sds_pb2",
+    "envoy.config.bootstrap.v3.bootstrap_pb2",
+    "envoy.config.listener.v3.listener_pb2",
+    "envoy.config.route.v3.route_pb2",
+    "envoy.config.cluster.v3.cluster_pb2",
+    "envoy.config.endpoint.v3.endpoint_pb2",
+    "envoy.extensions.clusters.aggregate.v3.cluster_pb2",
+    "envoy.extensions.filters.listener.http_inspector.v3.http_inspector_pb2",
+    "envoy.extensions.filters.listener.original_dst.v3.original_dst_pb2",
+    "envoy.extensions.filters.listener.proxy_protocol.v3.proxy_protocol_pb2",
+    "envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2",
+    "envoy.extensions.filters.http.cors.v3.cors_pb2",
+    "envoy.extensions.filters.http.ext_authz.v3.ext_authz_pb2",
+    "envoy.extensions.filters.http.fault.v3.fault_pb2",
+    "envoy.extensions.filters.http.grpc_stats.v3.config_pb2",
+    "envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2",
+    "envoy.extensions.filters.http.jwt_authn.v3.config_pb2",
+    "envoy.extensions.filters.http.local_ratelimit.v3.local_rate_limit_pb2",
+    "envoy.extensions.filters.http.rbac.v3.rbac_pb2",
+    "envoy.extensions.filters.http.router.v3.router_pb2",
+    "envoy.extensions.filters.http.stateful_session.v3.stateful_session_pb2",
+    "envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2",
+    "envoy.extensions.filters.network.rbac.v3.rbac_pb2",
+    "envoy.extensions.filters.network.sni_cluster.v3.sni_cluster_pb2",
+    "envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2",
+    "envoy.extensions.access_loggers.file.v3.file_pb2",
+    "envoy.extensions.access_loggers.stream.v3.stream_pb2",
+    "envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.client_side_weighted_round_robin_pb2",
+    "envoy.extensions.load_balancing_policies.cluster_provided.v3.cluster_provided_pb2",
+    "envoy.extensions.load_balancing_policies.least_request.v3.least_request_pb2",
+    "envoy.extensions.load_balancing_policies.maglev.v3.maglev_pb2",
+    "envoy.extensions.load_balancing_policies.pick_first.v3.pick_first_pb2",
+    "envoy.extensions.load_balancing_policies.random.v3.random_pb2",
+    "envoy.extensions.load_balancing_policies.ring_hash.v3.ring_hash_pb2",
+    "envoy.extensions.load_balancing_policies.round_robin.v3.round_robin_pb2",
+    "envoy.extensions.load_balancing_policies.wrr_locality.v3.wrr_locality_pb2",
+    "envoy.extensions.network.dns_resolver.cares.v3.cares_dns_resolver_pb2",
+    "envoy.extensions.path.match.uri_template.v3.uri_template_match_pb2",
+    "envoy.extensions.path.rewrite.uri_template.v3.uri_template_rewrite_pb2",
+    "envoy.extensions.request_id.uuid.v3.uuid_pb2",
+    "envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2",
+    "envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_config_pb2",
+    "envoy.extensions.transport_sockets.raw_buffer.v3.raw_buffer_pb2",
+    "envoy.extensions.transport_sockets.tls.v3.secret_pb2",
+    "envoy.extensions.transport_sockets.tls.v3.tls_pb2",
+    "envoy.extensions.transport_sockets.tls.v3.tls_spiffe_validator_config_pb2",
+    "envoy.extensions.upstreams.http.v3.http_protocol_options_pb2",
+    "envoy.type.matcher.v3.string_pb2",
+    "udpa.type.v1.typed_struct_pb2",
+    "xds.core.v3.resource_locator_pb2",
+    "xds.type.matcher.v3.matcher_pb2",
+    "xds.type.v3.typed_struct_pb2",
+    "google.rpc.status_pb2",
+]
 
 
 class DescriptorSetHook(BuildHookInterface):
@@ -82,7 +82,9 @@ class DescriptorSetHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         target = Path(self.root) / TARGET
-        target.write_bytes(gzip.compress(_descriptor_set(Path(self.root)).SerializeToString(deterministic=True), mtime=0))
+        target.write_bytes(
+            gzip.compress(_descriptor_set(Path(self.root)).SerializeToString(deterministic=True), mtime=0)
+        )
         build_data.setdefault("artifacts", []).append(TARGET)
 
 
