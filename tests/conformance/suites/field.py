@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from proxyless.controlplane.manifest.loader import load_text
 from tests.conformance.harness import ROOT, Case, Skipped, Suite
 
 PARTS = ("yaml load", "asgi", "wsgi", "metrics")
@@ -42,10 +43,27 @@ def _run(case: Mapping[str, Any]) -> str | None:
     part = case["part"]
     if part not in PARTS:
         raise Skipped(FEATURES.get(part, part))
+    loaded = _load(case) if part == "yaml load" else None
     outcome = _outcomes().get(case["id"])
-    if outcome is None:
+    if outcome is None and loaded is None:
         raise Skipped(f"field case without a test ({part})")
-    return outcome or None
+    return "; ".join(filter(None, (loaded, outcome))) or None
+
+
+def _load(case: Mapping[str, Any]) -> str | None:
+    """A case whose input is a configuration: loaded as it is. Empty when all that it states holds, None when it is no such."""
+    text, expect = case["input"].get("config"), case["expect"]
+    if not isinstance(text, str) or not isinstance(expect, Mapping) or expect.get("load") not in ("accepted", "refused"):
+        return None
+    result = load_text(text, "case.yaml")
+    said = "\n".join(map(str, result.messages))
+    if bool(result.errors) != (expect["load"] == "refused"):
+        return f"expected {expect['load']}: {said}"
+    wrong = [name for name in expect.get("message_names", ()) if name.removeprefix("line ") not in said]
+    names = [f"{resource.kind} {resource.namespace}/{resource.name}" for resource in result.resources]
+    if "resources" in expect and names != expect["resources"]:
+        wrong.append(f"loaded {names}")
+    return f"{wrong}: {said}" if wrong else ""
 
 
 @functools.lru_cache(maxsize=1)
