@@ -3,12 +3,11 @@
 The engine does one attempt and reports what happened; it never repeats anything by itself (`core.call` decides). Parsing is
 llhttp's, TLS is OpenSSL's; connection state is here because a mesh is made of it. Reading order:
 
-    h1       the wire: request heads out, response framing in; no I/O
-    pool     which connection is free, who waits, what the limits allow; no I/O
-    base     what both engines share: pool keys, rotation, removal, error mapping
-    aio      connections of one event loop
-    sync     blocking connections for any thread
-    drive    run the actions of an `OutboundCall` on an engine
+    h1                    the wire: request heads out, response framing in; no I/O
+    pool, registry        which connection is free, who waits, what the limits allow; rotation, removal; no I/O
+    timeouts, outcomes    the caller's limits; what happened, in the words of `core`
+    aio_connection, aio   one event loop
+    sync_connection, sync any thread
 """
 
 from proxyless.engine.aio import AsyncEngine, AsyncExchange

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from proxyless.engine.aio_connection import AsyncBody, AsyncConnection, AsyncExchange
 from proxyless.engine.h1 import request_head
 from proxyless.engine.pool import Grant
-from proxyless.engine.registry import ClientContexts, EndpointPool, Registry, connect_error
+from proxyless.engine.registry import ClientContexts, EndpointPool, Registry, check_protocol, connect_error
 from proxyless.engine.timeouts import UNLIMITED, Timeouts, connect_limit, wait_limit
 from proxyless.errors import EngineError
 
@@ -208,7 +208,7 @@ class AsyncEngine:
             pool.forget()
             if timer.expired():
                 raise EngineError(kind, f"{pool.address}: not connected within {limit:.3g} s") from None
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, EngineError):
                 raise connect_error(error, pool) from error
             raise
         if self._sweeper is None:
@@ -223,11 +223,19 @@ class AsyncEngine:
             return AsyncConnection(pool, self, loop, self._clock)
 
         if address.host.startswith("/"):
-            _, connection = await loop.create_unix_connection(factory, address.host, ssl=context, server_hostname=name)
+            transport, connection = await loop.create_unix_connection(
+                factory, address.host, ssl=context, server_hostname=name
+            )
         else:
-            _, connection = await loop.create_connection(
+            transport, connection = await loop.create_connection(
                 factory, address.host, address.port, ssl=context, server_hostname=name
             )
+        if context is not None:
+            try:
+                check_protocol(transport.get_extra_info("ssl_object"), address)
+            except EngineError:
+                connection.shut()
+                raise
         return connection
 
     def _close_doomed(self) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxyless.core.call import Attempt
     from proxyless.core.snapshot import Endpoint, Snapshot, Upstream
 
-__all__ = ["ClientContexts", "EndpointPool", "Registry", "connect_error"]
+__all__ = ["ClientContexts", "EndpointPool", "Registry", "check_protocol", "connect_error"]
 
 
 class ClientContexts(Protocol):
@@ -54,6 +54,7 @@ class EndpointPool(Pool[C]):
         self.context, self.server_name = context, server_name
 
 
+_HTTP2 = frozenset(("h2", "istio-h2"))
 _MAX_RECENT = 4096  # endpoints of a pass-through cluster are made for each call
 _Key = tuple[str, Address, UpstreamTls | None, str]
 
@@ -186,6 +187,12 @@ def _rules(upstream: Upstream) -> dict[Address, list[UpstreamTls | None]]:
         for endpoint in variant.endpoints:
             rules.setdefault(endpoint.address, []).append(endpoint.tls)
     return rules
+
+
+def check_protocol(connected: ssl.SSLObject | ssl.SSLSocket, address: Address) -> None:
+    """Raises EngineError when the peer has chosen a protocol that is not ours."""
+    if connected.selected_alpn_protocol() in _HTTP2:
+        raise EngineError("tls", f"{address}: the endpoint speaks HTTP/2 only, which is not supported")
 
 
 def connect_error(error: Exception, pool: EndpointPool[C]) -> EngineError:

@@ -254,7 +254,7 @@ class SyncEngine:
                 pool.forget()
             if isinstance(error, LateError):
                 raise EngineError(kind, f"{pool.address}: not connected within {limit:.3g} s") from None
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, EngineError):
                 raise connect_error(error, pool) from error
             raise
 

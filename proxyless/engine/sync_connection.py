@@ -15,7 +15,7 @@ from math import inf
 from typing import Any, cast
 
 from proxyless.engine.h1 import FramingError, RequestHead, ResponseReader
-from proxyless.engine.registry import EndpointPool
+from proxyless.engine.registry import EndpointPool, check_protocol
 from proxyless.engine.timeouts import UNLIMITED, Timeouts
 from proxyless.errors import EngineError
 
@@ -308,9 +308,15 @@ def open_socket(pool: EndpointPool[SyncConnection], limit: float, clock: Callabl
         return sock
     try:
         sock.settimeout(max(until - clock(), 0.001))
-        return context.wrap_socket(sock, server_hostname=pool.server_name, suppress_ragged_eofs=False)
+        tls = context.wrap_socket(sock, server_hostname=pool.server_name, suppress_ragged_eofs=False)
     except BaseException as error:
         sock.close()
         if isinstance(error, TimeoutError):
             raise LateError from None
         raise
+    try:
+        check_protocol(tls, address)
+    except EngineError:
+        tls.close()
+        raise
+    return tls

@@ -166,7 +166,7 @@ class Server:
                 peer.sock.settimeout(0.5)
                 with contextlib.suppress(OSError):
                     peer.sock.unwrap()
-        except OSError:
+        except (OSError, ValueError):  # the latter: a TLS socket that was shut down meanwhile
             pass
         except BaseException as error:
             self.failures.append(error)

@@ -136,6 +136,27 @@ def test_a_body_without_length_is_complete_only_after_close_notify(
             assert caught.value.kind in ("closed", "read")
 
 
+def test_an_endpoint_that_speaks_http2_only_is_refused_in_words(
+    flavour: str, web: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    server_context, client_context = web
+    server_context.set_alpn_protocols(["h2"])
+    client_context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        with (
+            Server(Peer.wait_closed, tls=server_context) as server,
+            engine(flavour, app_context=lambda: client_context) as client,
+        ):
+            target = Target(server.address)
+            with pytest.raises(EngineError, match="HTTP/2 only"):
+                client.request(target.attempt(app_tls=True, server_name="shop.example"))
+            assert target.state.connections == 0
+            client.settle(lambda: server.peers and server.peers[0].closed_by_client)
+    finally:
+        server_context.set_alpn_protocols(["http/1.1"])
+        client_context.set_alpn_protocols(["http/1.1"])
+
+
 def test_a_large_body_both_ways_over_tls(flavour: str, identities: Identities) -> None:
     body = bytes(range(256)) * 8192
 
@@ -152,6 +173,34 @@ def test_a_large_body_both_ways_over_tls(flavour: str, identities: Identities) -
         target = Target(server.address, tls=mutual("server"))
         assert client.request(target.attempt("POST"), body).body == body
         assert client.request(target.attempt("POST"), body).reused
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("framing", ["length", "end"])
+def test_a_slow_reader_gets_all_although_the_server_is_gone(
+    flavour: str, identities: Identities, framing: str, tls: bool
+) -> None:
+    size = 3 * 2**20
+    sent: list[bool] = []
+
+    def script(peer: Peer) -> None:
+        peer.head()
+        length = b"Content-Length: %d\r\n" % size if framing == "length" else b""
+        peer.send(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n")
+        for _ in range(size // 65536):
+            peer.send(b"z" * 65536)
+        sent.append(True)
+
+    context = identities.server("server") if tls else None
+    with Server(script, tls=context) as server, engine(flavour, identities.client()) as client:
+        target = Target(server.address, tls=mutual("server") if tls else None)
+        exchange = client.open(target.attempt())
+        if flavour != "sync":
+            client.settle(lambda: exchange._connection._read_paused)
+        first = len(client.read(exchange, 1))
+        assert first < size
+        assert first + len(client.read(exchange)) == size
+        wait_until(lambda: sent)
 
 
 # --------------------------------------------------------------------------------------------------------------- rotation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -467,3 +468,28 @@ def test_https_to_a_registered_service_is_verified(make: Make, tmp_path: Path) -
         with pytest.raises(client.library.ConnectError, match="certificate verify failed"):
             client.get("https://pay.example/v1")
         assert server.requests == []
+
+
+def test_a_response_that_was_read_is_an_ordinary_one(make: Make) -> None:
+    with Server(replies(OK)) as server:
+        client = make(simple_mesh(server.address))
+        response = client.get()
+        assert type(response) is client.library.Response
+        assert response.is_closed
+        assert response.is_stream_consumed
+        assert response.num_bytes_downloaded == 2
+        assert response.elapsed.total_seconds() > 0
+        assert pickle.loads(pickle.dumps(response)).text == "ok"
+        read: list[bytes] = []
+        assert client.stream(read.append).is_closed
+        assert read == [b"ok"]
+
+
+def test_an_unread_response_can_be_read_later_or_not_at_all(make: Make) -> None:
+    with Server(replies(OK)) as server:
+        given = simple_mesh(server.address)
+        client = make(given)
+        for _ in range(3):
+            client.stream(lambda chunk: None)
+        assert server.accepted == 1
+        assert given.learned.cluster("c").requests == 0
