@@ -35,7 +35,7 @@ def suites(folder: Path) -> Iterator[Suite]:
     path = folder / "field" / "cases.yaml"
     if path.exists():
         yield Suite(
-            "field/cases", [Case(case["id"], lambda case=case: _run(case)) for case in yaml.safe_load(path.read_text())]
+            "field", [Case(case["id"], lambda case=case: _run(case)) for case in yaml.safe_load(path.read_text())]
         )  # type: ignore[misc]
 
 
