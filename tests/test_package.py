@@ -79,3 +79,14 @@ def test_the_package_says_its_version_and_ships_its_types() -> None:
 def test_xds_protos_is_not_installed() -> None:
     with pytest.raises(PackageNotFoundError):
         version("xds-protos")
+
+
+def test_mesh_and_settings_are_at_the_root() -> None:
+    import proxyless
+    from proxyless.runtime.mesh import Mesh
+    from proxyless.settings import Settings
+
+    assert proxyless.Mesh is Mesh
+    assert proxyless.Settings is Settings
+    with pytest.raises(AttributeError, match="nothing"):
+        proxyless.nothing  # noqa: B018 - reading it is the test
