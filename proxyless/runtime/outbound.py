@@ -59,6 +59,7 @@ class OutboundExchange:
     __slots__ = (
         "_began",
         "_ended",
+        "_loop",
         "_span",
         "_telemetry",
         "_wall",
@@ -92,6 +93,7 @@ class OutboundExchange:
         self.peer = ""
         self._span: ClientSpan | None = None
         self._ended = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---------------------------------------------------------------------------------------------------------- loops
 
@@ -104,7 +106,7 @@ class OutboundExchange:
             EngineError: of a kind in `CALLERS_OWN`.
             Exception: whatever the body's iterator raised.
         """
-        call = self.call
+        call, self._loop = self.call, engine.loop
         sending: bytes | AsyncIterable[bytes] = body
         if isinstance(body, bytes):
             self.sent = len(body)
@@ -284,15 +286,20 @@ class OutboundExchange:
         if self._ended:
             return
         self._ended = True
+        seconds = monotonic() - self._began
         try:
-            self._record(monotonic() - self._began, error)
+            if self._span is not None:
+                self._end_span(self.call.record.status, None if isinstance(error, GeneratorExit) else error)
+            if self._loop is not None and not self._loop.is_closed():
+                # The caller goes on first; its next request travels while this one is written down.
+                self._loop.call_soon(self._record, seconds)
+            else:
+                self._record(seconds)
         except Exception:
             log.exception("a call could not be recorded")
 
-    def _record(self, seconds: float, error: BaseException | None) -> None:
+    def _record(self, seconds: float) -> None:
         record, telemetry = self.call.record, self._telemetry
-        if self._span is not None:
-            self._end_span(record.status, None if isinstance(error, GeneratorExit) else error)
         telemetry.metrics.outbound(
             record.workload,
             self.peer,
