@@ -4,6 +4,7 @@
     ├─ ConfigError                    wrong input from a person, found before serving
     │  ├─ SettingsError               environment or argument
     │  └─ ManifestError               a file of Istio YAML: place, field path, reason, hint
+    ├─ UnsupportedError               a call of our API that does not exist yet
     ├─ XdsError
     │  ├─ InvalidResourceError        one resource refused; its text becomes the NACK
     │  └─ ControlPlaneUnavailableError
@@ -47,6 +48,7 @@ __all__ = [
     "ProxylessError",
     "RequestError",
     "SettingsError",
+    "UnsupportedError",
     "UpstreamProtocolError",
     "UpstreamTimeoutError",
     "XdsError",
@@ -63,6 +65,10 @@ class ConfigError(ProxylessError):
 
 class SettingsError(ConfigError):
     """An environment variable or constructor argument is unusable; the text names it and a right value."""
+
+
+class UnsupportedError(ProxylessError):
+    """Part of an API that we take the place of does not exist yet; the text names it and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,7 @@ class AsyncEngine:
             if timer.expired():
                 raise EngineError(kind, f"{pool.address}: not connected within {limit:.3g} s") from None
             if isinstance(error, Exception) and not isinstance(error, EngineError):
-                raise connect_error(error, pool) from error
+                raise connect_error(error, pool.address) from error
             raise
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(self._sweep_interval, self._sweep)

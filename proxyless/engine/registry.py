@@ -195,14 +195,14 @@ def check_protocol(connected: ssl.SSLObject | ssl.SSLSocket, address: Address) -
         raise EngineError("tls", f"{address}: the endpoint speaks HTTP/2 only, which is not supported")
 
 
-def connect_error(error: Exception, pool: EndpointPool[C]) -> EngineError:
+def connect_error(error: Exception, address: Address) -> EngineError:
     """What came of an attempt to connect: refused, unreachable, handshake refused, wrong identity."""
     # The hook of identity.tls raises inside do_handshake; a chain that OpenSSL itself refuses is the same to the caller.
     if isinstance(error, (ssl.SSLCertVerificationError, PeerVerificationError)):
-        return EngineError("identity", f"{pool.address}: {_reason(error)}")
+        return EngineError("identity", f"{address}: {_reason(error)}")
     if isinstance(error, (ssl.SSLError, IdentityError)):
-        return EngineError("tls", f"{pool.address}: {_reason(error)}")
-    return EngineError("connect", f"{pool.address}: {_reason(error)}")
+        return EngineError("tls", f"{address}: {_reason(error)}")
+    return EngineError("connect", f"{address}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -255,7 +255,7 @@ class SyncEngine:
             if isinstance(error, LateError):
                 raise EngineError(kind, f"{pool.address}: not connected within {limit:.3g} s") from None
             if isinstance(error, Exception) and not isinstance(error, EngineError):
-                raise connect_error(error, pool) from error
+                raise connect_error(error, pool.address) from error
             raise
 
     def _sweep(self, now: float) -> None:

@@ -98,9 +98,12 @@ def client_hello(data: bytes | bytearray) -> ClientHello | None:
 
 
 def tls_context(
-    gate: InboundGate, hello: ClientHello, local: Address, remote: Address
+    gate: InboundGate, hello: ClientHello, local: Address, remote: Address, alpn: tuple[str, ...] = ("http/1.1",)
 ) -> tuple[ConnectionInfo, ssl.SSLContext]:
     """The filter chain's TLS settings of this moment, with our certificate of this moment.
+
+    Args:
+        alpn: what the server behind speaks.
 
     Raises:
         RefusedConnection: no chain, no TLS in it, or nothing to serve it with.
@@ -116,7 +119,7 @@ def tls_context(
     if chain is None or chain.tls is None:
         raise RefusedConnection("no_chain", f"no filter chain for TLS with ALPN {list(hello.alpn)!a} on {local}")
     try:
-        return info, mesh.contexts.server(_http1(chain.tls))
+        return info, mesh.contexts.server(_offering(chain.tls, alpn))
     except (NoIdentityError, OSError) as error:
         raise RefusedConnection("no_identity", str(error)) from error
 
@@ -142,9 +145,9 @@ def verified(info: ConnectionInfo, tls: Any) -> Connection:
 
 
 @functools.lru_cache(maxsize=64)
-def _http1(tls: DownstreamTls) -> DownstreamTls:
-    """The chain's settings with the one protocol that the servers here speak: a sidecar may offer h2 as well."""
-    return replace(tls, alpn=("http/1.1",))
+def _offering(tls: DownstreamTls, alpn: tuple[str, ...]) -> DownstreamTls:
+    """The chain's settings with the protocols that the server behind speaks: a sidecar may offer others as well."""
+    return replace(tls, alpn=alpn)
 
 
 # -------------------------------------------------------------------------------------------------------- blocking sockets
