@@ -31,6 +31,7 @@ from proxyless.runtime.accept import (
     tls_context,
     verified,
 )
+from proxyless.runtime.corked import CorkedTransport
 from proxyless.runtime.hello import HANDSHAKE_RECORD
 from proxyless.runtime.inbound import FOREVER, Connection, InboundGate, MeshLike, gate_of, serving_mesh
 
@@ -250,7 +251,7 @@ class MeshHttpToolsProtocol(asyncio.Protocol):
         inner = self.inner_class(config, self._server_state, self._app_state, self._loop)
         transport = self._transport
         transport.set_protocol(inner)
-        inner.connection_made(transport)
+        inner.connection_made(cast("asyncio.Transport", CorkedTransport(transport, self._loop)))
         if connection.expires_at != FOREVER:
             left = max(0.0, connection.expires_at - time.time())
             inner.expiry = self._loop.call_later(left, _expire, transport)
