@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxyless.core.call import Action, Attempt, Deliver, OutboundCall, Wait
 from proxyless.engine.outcomes import answered, body_broken, failed
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from proxyless.core.request import Request
     from proxyless.core.rng import Rng
     from proxyless.core.snapshot import Snapshot
-    from proxyless.engine import AsyncEngine, AsyncExchange, SyncEngine, SyncExchange
+    from proxyless.engine import AsyncExchange, SyncEngine, SyncExchange
     from proxyless.telemetry.recorder import Telemetry
     from proxyless.telemetry.spans import ClientSpan, Spans
 
-__all__ = ["OutboundExchange"]
+__all__ = ["Attempts", "OutboundExchange"]
 
 log = logging.getLogger("proxyless.outbound")
 
@@ -43,6 +43,14 @@ PASSTHROUGH = Service("PassthroughCluster", "PassthroughCluster", "unknown")  # 
 
 #: Kinds of EngineError that are the caller's own doing: they end the call and blame no endpoint.
 CALLERS_OWN = frozenset({"request", "pool_timeout"})
+
+
+class Attempts(Protocol):
+    """What the loop needs of an engine. What it returns has `status`, `headers`, `body`, `reused`, `peer` and `close`."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    async def exchange(self, attempt: Attempt, body: Any, timeouts: Timeouts, /) -> Any: ...
 
 
 class OutboundExchange:
@@ -98,7 +106,7 @@ class OutboundExchange:
     # ---------------------------------------------------------------------------------------------------------- loops
 
     async def run_async(
-        self, engine: AsyncEngine, body: bytes | AsyncIterable[bytes], timeouts: Timeouts = UNLIMITED
+        self, engine: Attempts, body: bytes | AsyncIterable[bytes], timeouts: Timeouts = UNLIMITED
     ) -> Action:
         """-> Deliver, Reply, Fail or Passthrough.
 
