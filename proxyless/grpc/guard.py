@@ -2,7 +2,7 @@
 
 A call is judged with the same gate as HTTP, before its message is parsed. All kinds of methods are guarded, and unknown ones too: who is
 denied does not learn which methods exist. What grpcio does not tell a server is the authority that the caller named; a policy that asks
-for it cannot be evaluated, and the call is refused.
+for it cannot be evaluated, and so it denies.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Guard"]
 
 
+class HostUnknownError(ProxylessError):
+    """A policy asks for the host of a gRPC call. Its name is what the log of the denial shows."""
+
+
 class _Call(Request):
     """The authority is not known: whoever asks for it must not decide by a wrong answer."""
 
@@ -37,9 +41,8 @@ class _Call(Request):
 
     def values(self, name: str) -> Sequence[str]:
         if name in (":authority", "host"):
-            raise ProxylessError(
-                "a policy asks for the host of a gRPC call, which grpc.aio does not tell a server: use paths and principals"
-            )
+            log.warning("a policy asks for the host of %a, which grpc.aio does not tell a server: it denies", self.path)
+            raise HostUnknownError(name)
         return super().values(name)
 
 

@@ -46,6 +46,9 @@ class PeerRefusedError(PeerVerificationError, ssl.SSLCertVerificationError):
         self.verify_code = 1  # X509_V_ERR_UNSPECIFIED
         self.verify_message = str(self)
 
+    def __str__(self) -> str:
+        return BaseException.__str__(self)  # an OSError that was not made by its own constructor shows a tuple
+
 
 class TlsConnection(Protocol):
     """What a connected object of these contexts offers beside the methods of `ssl`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import tempfile
 import time
@@ -17,7 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from prometheus_client import REGISTRY
 
 from proxyless.controlplane.server import WORKLOAD_API_SOCKET, XDS_SOCKET, ControlPlane
+from proxyless.core.resources import Health
 from proxyless.grpc import MeshServer, mesh_server
+from proxyless.identity.source import IdentitySource
 from proxyless.identity.svid import X509Svid
 from proxyless.runtime.mesh import Mesh
 from proxyless.settings import Settings
@@ -45,6 +48,19 @@ spec:
   location: MESH_INTERNAL
   resolution: STATIC
   ports: [{number: 50051, name: grpc, protocol: GRPC}]
+"""
+DECLARED = """
+  endpoints: [{{address: 127.0.0.1, ports: {{grpc: {port}}}, serviceAccount: payments}}]
+"""
+ROUTE = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: payments}}
+spec:
+  hosts: [payments]
+  http:
+  - route: [{{destination: {{host: payments}}}}]
+    {rest}
 """
 STRICT = """
 apiVersion: security.istio.io/v1
@@ -86,7 +102,9 @@ def configure(plane: ControlPlane, *documents: str) -> None:
 
 
 @contextlib.contextmanager
-def member(plane: ControlPlane, account: str, **settings: Any) -> Iterator[Mesh]:
+def member(
+    plane: ControlPlane, account: str, *, identity_source: IdentitySource | None = None, **settings: Any
+) -> Iterator[Mesh]:
     """A mesh of this identity, configured."""
     folder = plane.workload_directory("default", account)
     mesh = Mesh(
@@ -95,7 +113,8 @@ def member(plane: ControlPlane, account: str, **settings: Any) -> Iterator[Mesh]
             spiffe_socket=f"unix:{folder / WORKLOAD_API_SOCKET}",
             service_account=account,
             **settings,
-        )
+        ),
+        identity_source=identity_source,
     )
     try:
         assert mesh.wait_configured(15), mesh.not_ready_reasons()
@@ -159,11 +178,13 @@ def _knows_port(mesh: Mesh, port: int) -> bool:
 
 
 async def endpoints(mesh: Mesh, count: int = 1, cluster: str = CLUSTER) -> None:
-    """Wait until the client sees so many endpoints."""
+    """Wait until the client sees so many endpoints, all of them healthy."""
 
     def there() -> bool:
         upstream = mesh.snapshot.upstreams.get(cluster) if mesh.snapshot is not None else None
-        return upstream is not None and len(upstream.endpoints) == count
+        if upstream is None or len(upstream.endpoints) != count:
+            return False
+        return all(endpoint.health in (Health.UNKNOWN, Health.HEALTHY) for endpoint in upstream.endpoints)
 
     await eventually(there, what=f"{count} endpoints of {cluster}")
 
@@ -187,8 +208,24 @@ def svid_pem(svid: X509Svid) -> tuple[bytes, bytes]:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), chain
 
 
-def issue(plane: ControlPlane, account: str) -> X509Svid:
-    return plane.authority.issue(SpiffeId.parse(identity(account)))
+def server_context(key: bytes, chain: bytes) -> ssl.SSLContext:
+    """TLS of the standard library that offers h2 and asks nobody for a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2"])
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(key + chain)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def issue(plane: ControlPlane, account: str, **options: Any) -> X509Svid:
+    return plane.authority.issue(SpiffeId.parse(identity(account)), **options)
 
 
 def bundle_pem(plane: ControlPlane) -> bytes:
