@@ -516,12 +516,14 @@ def kinds(sent: list[dict[str, Any]]) -> list[str]:
     return [message["type"].removeprefix("lifespan.") for message in sent]
 
 
+@pytest.mark.field("FC-58")
 def test_lifespan_starts_and_closes_the_mesh(fixture):
     sent, error = lifespan(MeshMiddleware(echo, mesh=fixture.mesh))
     assert (kinds(sent), error) == (["startup.complete", "shutdown.complete"], None)
     assert fixture.mesh._started is False
 
 
+@pytest.mark.field("FC-58")
 def test_an_application_that_does_not_know_lifespan_works(fixture):
     async def http_only(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
@@ -534,6 +536,7 @@ def test_an_application_that_does_not_know_lifespan_works(fixture):
         assert (kinds(sent), error) == (["startup.complete", "shutdown.complete"], None)
 
 
+@pytest.mark.field("FC-58")
 def test_the_applications_start_up_error_is_reported_as_its_own(fixture):
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -546,6 +549,7 @@ def test_the_applications_start_up_error_is_reported_as_its_own(fixture):
     assert fixture.mesh._started is False
 
 
+@pytest.mark.field("FC-58")
 def test_a_wrong_setting_fails_the_start_up_with_one_message(monkeypatch):
     from proxyless.runtime.mesh import Mesh
 
@@ -557,6 +561,7 @@ def test_a_wrong_setting_fails_the_start_up_with_one_message(monkeypatch):
     assert error is None
 
 
+@pytest.mark.field("FC-58")
 def test_without_lifespan_the_mesh_starts_with_the_first_request(fixture):
     with Server(MeshMiddleware(echo, mesh=fixture.mesh), "h11", lifespan="off") as server:
         assert fixture.mesh._started is False
@@ -565,6 +570,7 @@ def test_without_lifespan_the_mesh_starts_with_the_first_request(fixture):
     fixture.mesh.close()
 
 
+@pytest.mark.field("FC-58")
 def test_uvicorn_ends_when_the_applications_start_up_fails(fixture):
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()

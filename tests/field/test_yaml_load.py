@@ -33,6 +33,7 @@ def names(result: LoadResult) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ FC-01
 
 
+@pytest.mark.field("FC-01")
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -53,6 +54,7 @@ def test_fc_01_a_field_one_level_too_deep_is_refused_with_its_line_and_its_right
     assert "http[0]" in error.hint
 
 
+@pytest.mark.field("FC-01")
 @given(st.from_regex(r"[a-z]{3,12}", fullmatch=True))
 def test_fc_01_no_unknown_field_is_accepted_in_silence(field: str) -> None:
     result = load(HTTP_RULE.format(route="", rule=f"    zz{field}: 1"))
@@ -84,6 +86,7 @@ ITEM = """\
 """
 
 
+@pytest.mark.field("FC-03")
 @pytest.mark.parametrize("kind", ["List", "VirtualServiceList"])
 def test_fc_03_what_kubectl_prints_is_loaded_without_a_warning(kind: str) -> None:
     version = "v1" if kind == "List" else "networking.istio.io/v1"
@@ -96,6 +99,7 @@ def test_fc_03_what_kubectl_prints_is_loaded_without_a_warning(kind: str) -> Non
     assert result.resources[0].creation is not None
 
 
+@pytest.mark.field("FC-03")
 def test_fc_03_a_list_among_other_documents_and_an_error_inside_of_it_keep_their_lines() -> None:
     text = (
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a, namespace: store}\nspec: {host: a}\n---\n"
@@ -126,6 +130,7 @@ spec: {hosts: [api.vendor.test], ports: [{number: 443, name: tls, protocol: TLS}
 """
 
 
+@pytest.mark.field("FC-05")
 def test_fc_05_byte_order_mark_and_windows_line_ends() -> None:
     raw = b"\xef\xbb\xbf" + WINDOWS.replace("\n", "\r\n").encode()
     result = load(raw)
@@ -134,6 +139,7 @@ def test_fc_05_byte_order_mark_and_windows_line_ends() -> None:
     assert "\r" not in repr([resource.spec for resource in result.resources])
 
 
+@pytest.mark.field("FC-05")
 def test_fc_05_a_windows_line_end_counts_as_one_line() -> None:
     raw = WINDOWS.replace("selector", "selektor").replace("\n", "\r\n").encode()
     (error,) = load(raw).errors
@@ -143,6 +149,7 @@ def test_fc_05_a_windows_line_end_counts_as_one_line() -> None:
 # ------------------------------------------------------------------------------------------------------------ FC-07
 
 
+@pytest.mark.field("FC-07")
 @pytest.mark.parametrize(
     ("text", "seconds"), [("500ms", 0.5), ("1m30s", 90.0), ("600.000s", 600.0), ("0.5s", 0.5), ("1.5h", 5400.0)]
 )
@@ -152,6 +159,7 @@ def test_fc_07_durations_that_istio_takes(text: str, seconds: float) -> None:
     assert result.resources[0].spec.http[0].timeout == pytest.approx(seconds)
 
 
+@pytest.mark.field("FC-07")
 @pytest.mark.parametrize("text", ['"1d"', '"30"', "30", '""', '"10 s"', '"-1s"', '"5S"', '"100us"', "true", "[1s]"])
 @pytest.mark.parametrize("field", ["timeout: {}", "retries: {{attempts: 1, perTryTimeout: {}}}"])
 def test_fc_07_other_forms_get_one_message_with_path_line_and_an_example(text: str, field: str) -> None:

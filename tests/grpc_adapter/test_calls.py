@@ -8,9 +8,17 @@ from typing import Any
 
 import grpc
 import pytest
+import uvloop
 
-from proxyless.errors import ConnectFailureError, LocalReplyError, NotReadyError, UpstreamTimeoutError
+from proxyless.errors import (
+    ConnectFailureError,
+    ConnectionTerminatedError,
+    LocalReplyError,
+    NotReadyError,
+    UpstreamTimeoutError,
+)
 from proxyless.grpc import mesh_channel, mesh_peer
+from proxyless.grpc.front import accepted
 from proxyless.runtime.mesh import Mesh
 from proxyless.settings import Settings
 
@@ -335,3 +343,41 @@ def test_metadata_decides_about_the_route_and_the_route_changes_it() -> None:
     [metadata] = seen
     assert metadata["x-added"] == "yes"
     assert "x-secret" not in metadata
+
+
+def test_a_connection_that_breaks_under_a_call_is_an_error_of_ours_and_the_call_is_not_repeated() -> None:
+    async def answer(_: bytes, context: Any) -> bytes:
+        found = accepted(context.peer())
+        assert found is not None
+        found.outer.abort()
+        await asyncio.Event().wait()
+        return b""
+
+    async def scenario(payments: Any, billing: Any, plane: Any) -> None:
+        async with serving(payments, handlers(Pay=counter.pay)):
+            await endpoints(billing)
+            async with mesh_channel("payments:50051", billing) as channel:
+                error = await failure(channel.unary_unary(PAY)(b"", timeout=10))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert isinstance(error, ConnectionTerminatedError)
+        assert "UC" in error.flag.split(",")
+
+    counter = Counter(answer)
+    call(scenario, STRICT)
+    assert len(counter.calls) == 1
+
+
+def test_calls_work_on_uvloop() -> None:
+    async def scenario(payments: Any, billing: Any) -> None:
+        async with serving(payments, handlers(Pay=Counter().pay)):
+            await endpoints(billing)
+            async with mesh_channel("payments:50051", billing) as channel:
+                pay = channel.unary_unary(PAY)
+                assert await asyncio.gather(*(pay(bytes(100_000), timeout=20) for _ in range(20))) == [b"paid"] * 20
+
+    with (
+        control_plane(ENTRY, STRICT) as plane,
+        member(plane, "payments", service="payments") as payments,
+        member(plane, "billing") as billing,
+    ):
+        uvloop.run(scenario(payments, billing))

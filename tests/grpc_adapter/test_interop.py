@@ -89,6 +89,25 @@ def test_policy_decides_by_the_certificate_of_a_stock_client() -> None:
     assert seen == [identity("billing")]
 
 
+def test_a_connection_ends_with_the_certificate_of_its_caller() -> None:
+    async def run(plane: ControlPlane, mesh: Mesh) -> None:
+        async with serving(mesh, handlers(Pay=Counter().pay)) as port:
+            key, chain = svid_pem(issue(plane, "billing", ttl=2))
+            credentials = grpc.ssl_channel_credentials(bundle_pem(plane), key, chain)
+            options = [("grpc.ssl_target_name_override", NAME)]
+            async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
+                assert await channel.unary_unary(PAY)(b"", timeout=10) == b"paid"
+                async with asyncio.timeout(10):
+                    await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+                call = channel.unary_unary(PAY)(b"", timeout=10)
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await call
+                assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+    with payments(STRICT) as (plane, mesh):
+        asyncio.run(run(plane, mesh))
+
+
 def test_a_permissive_port_takes_plain_text_as_anonymous() -> None:
     seen: list[Any] = []
 

@@ -68,6 +68,7 @@ def test_policy_is_enforced_for_an_application_without_the_middleware(world, tmp
         assert get(server.port, "/") == (0, b"")
 
 
+@pytest.mark.field("FC-63")
 def test_several_workers_are_one_server(world, tmp_path):
     """FC-63 under uvicorn: one set of metrics, one admin listener, a worker that goes takes no count with it."""
     with Run(world, tmp_path, "tests.launch.apps:app", workers=3) as server:

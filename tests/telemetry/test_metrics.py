@@ -233,6 +233,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.field("FC-63")
 def test_workers_are_counted_together_and_gauges_are_those_of_the_living(tmp_path):
     """FC-63, by the files alone."""
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}

@@ -215,6 +215,7 @@ def test_flask_and_django_see_the_peer(world, tmp_path, app):
         assert get(server.port, "/who", world.client("billing")) == (403, b"RBAC: access denied")
 
 
+@pytest.mark.field("FC-63")
 @pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["", "preload"])
 def test_several_workers_are_one_server(world, tmp_path, preload):
     """FC-63: one set of metrics, one admin listener, policy in each; a worker that goes takes no count with it."""

@@ -247,6 +247,7 @@ class Quiet(WSGIRequestHandler):
         pass
 
 
+@pytest.mark.field("FC-60")
 def test_a_server_of_the_standard_library_and_its_validator_accept_us(fixture):
     """wsgiref keeps names with underscores: FC-60 on the wire."""
 

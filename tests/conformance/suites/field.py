@@ -1,4 +1,4 @@
-"""`field`: what people ran into. Configurations are loaded as they are; prose cases are tests under `tests/field`."""
+"""`field`: what people ran into. Configurations are loaded as they are; prose cases are tests marked `field`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,11 @@ def _run(case: Mapping[str, Any]) -> str | None:
 def _load(case: Mapping[str, Any]) -> str | None:
     """A case whose input is a configuration: loaded as it is. Empty when all that it states holds, None when it is no such."""
     text, expect = case["input"].get("config"), case["expect"]
-    if not isinstance(text, str) or not isinstance(expect, Mapping) or expect.get("load") not in ("accepted", "refused"):
+    if (
+        not isinstance(text, str)
+        or not isinstance(expect, Mapping)
+        or expect.get("load") not in ("accepted", "refused")
+    ):
         return None
     result = load_text(text, "case.yaml")
     said = "\n".join(map(str, result.messages))
@@ -68,7 +72,7 @@ def _load(case: Mapping[str, Any]) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _outcomes() -> dict[str, str]:
-    """Case id to what failed, empty when its tests passed: one pytest run over `tests/field`."""
+    """Case id to what failed, empty when its tests passed: one pytest run over every test marked `field`."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [
@@ -78,17 +82,18 @@ def _outcomes() -> dict[str, str]:
             "-q",
             "-p",
             "no:cacheprovider",
-            "tests/field",
+            "-m",
+            "field",
             f"--junit-xml={report}",
         ]
         subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=300)
-        tests = ElementTree.parse(report).getroot().iter("testcase")
         outcomes: dict[str, str] = {}
-        for test in tests:
-            name = test.attrib["name"].partition("[")[0]
-            case_id = "-".join(name.split("_")[1:3]).upper()  # test_fc_01_... is FC-01
+        for test in ElementTree.parse(report).getroot().iter("testcase"):
             failed = [
                 child.attrib.get("message", "failed")[:200] for child in test if child.tag in ("failure", "error")
             ]
-            outcomes[case_id] = "; ".join(filter(None, [outcomes.get(case_id, ""), *failed]))
+            for each in test.iter("property"):
+                if each.attrib["name"] == "field":
+                    case_id = each.attrib["value"]
+                    outcomes[case_id] = "; ".join(filter(None, [outcomes.get(case_id, ""), *failed]))
     return outcomes
