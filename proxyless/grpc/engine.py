@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
+MAX_RECENT = 1024
 SWEEP_INTERVAL = 2.0  # seconds between looks for connections that are too old
 
 _Key = tuple[str, Address, UpstreamTls | None, str]
@@ -63,6 +64,8 @@ class Engine:
         connection = self._find(attempt)
         if connection is None:
             connection = await self._acquire(attempt, timeouts)
+            if connection.retired or connection.dead:  # in the moment between its coming and our turn
+                raise EngineError("connect", f"{attempt.endpoint.address}: the connection ended before the call began")
         return await connection.unary(attempt, message, compression)
 
     async def aclose(self) -> None:
@@ -91,6 +94,8 @@ class Engine:
         else:
             connection = self._connections.get(_key(attempt))
             if connection is not None:
+                if len(self._recent) >= MAX_RECENT:
+                    self._recent.clear()
                 self._recent[id(endpoint), attempt.authority] = (endpoint, connection)
         if connection is None or self._usable(connection):
             return connection
@@ -189,6 +194,8 @@ class Engine:
         snapshot = self._mesh.snapshot
         changed = snapshot is not self._seen
         self._seen = snapshot
+        if changed:
+            self._recent.clear()
         now = time.monotonic()
         for connection in list(self._connections.values()):
             idle = connection.upstream.cluster.idle_timeout

@@ -12,11 +12,13 @@ import contextlib
 import errno
 import itertools
 import logging
+import os
 import shutil
 import socket
 import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -122,10 +124,11 @@ class Front:
         self._gate = gate
         self._directory = Path(tempfile.mkdtemp(prefix="proxyless-grpc-"))  # 0700
         if len(str(self._directory)) > LONGEST_PATH - 20:
-            shutil.rmtree(self._directory)
+            self._directory.rmdir()
             raise ConfigError(
                 f"the path of {self._directory} is too long for a Unix socket: set TMPDIR to a shorter one"
             )
+        self._remove = weakref.finalize(self, _remove, self._directory, os.getpid())
         self._backend = str(self._directory / "grpc.sock")
         self._names = itertools.count(1)
         self._listeners: list[socket.socket] = []
@@ -177,11 +180,7 @@ class Front:
             each.outer.abort()
         for _ in range(3):  # connection_lost is called, and the socket closed, one or two turns of the loop later
             await asyncio.sleep(0)
-        self.remove()
-
-    def remove(self) -> None:
-        """The directory goes."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._remove()
 
     # ------------------------------------------------------------------------------------------------------- private
 
@@ -273,6 +272,12 @@ class Front:
     def _lost(self, taken: Accepted) -> None:
         self._accepted.discard(taken)
         taken.lost()
+
+
+def _remove(directory: Path, pid: int) -> None:
+    """Also for a server that is never stopped; not by a child that was forked."""
+    if os.getpid() == pid:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 async def _peek(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> ClientHello | None:
