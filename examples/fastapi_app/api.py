@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI, Request
-from proxyless.httpx import AsyncMeshTransport
 
 from proxyless.asgi import MeshMiddleware, mesh_peer
+from proxyless.httpx import AsyncMeshTransport
 
 INSTANCE = os.environ.get("INSTANCE", "a")
 

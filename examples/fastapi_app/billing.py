@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from proxyless.httpx import AsyncMeshTransport
 
 from proxyless.asgi import MeshMiddleware
+from proxyless.httpx import AsyncMeshTransport
 
 
 @asynccontextmanager
