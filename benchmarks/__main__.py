@@ -128,7 +128,7 @@ def report(rounds: list[dict[tuple[str, str, int], dict[str, float]]], libraries
 
 
 @contextlib.contextmanager
-def mesh_server(folder: Path) -> Iterator[Server]:
+def mesh_server(folder: Path, app: str = "benchmarks.mesh_app:app") -> Iterator[Server]:
     """The application under `proxyless run`, with a control plane of its own."""
     run = folder / "mesh"
     with ControlPlane(ROOT / "benchmarks" / "mesh", run):
@@ -144,7 +144,7 @@ def mesh_server(folder: Path) -> Iterator[Server]:
             "-m",
             "proxyless",
             "run",
-            "benchmarks.app:mesh_app",
+            app,
             "--port",
             str(port),
             "--log-level",
@@ -166,12 +166,12 @@ def _environment(run: Path, account: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def bare_server(folder: Path) -> Iterator[Server]:
+def bare_server(folder: Path, app: str = "benchmarks.app:app") -> Iterator[Server]:
     """The same application under uvicorn's own TLS, client certificate required."""
     server, client, authority = write_certificates(folder)
     port = free_port()
     command = [
-        sys.executable, "-m", "uvicorn", "benchmarks.app:bare_app", "--port", str(port), "--log-level", "warning", "--no-access-log",
+        sys.executable, "-m", "uvicorn", app, "--port", str(port), "--log-level", "warning", "--no-access-log",
         "--ssl-certfile", server, "--ssl-ca-certs", authority, "--ssl-cert-reqs", "2", "--loop", "uvloop", "--http", "httptools",
     ]  # fmt: skip
     with _process(command, {}) as pid:

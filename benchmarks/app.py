@@ -1,4 +1,4 @@
-"""The application of both ends: 200 bytes of JSON. `mesh_app` has our line, `bare_app` has not."""
+"""The application of both ends, without the mesh: 200 bytes of JSON. `mesh_app.py` adds our line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxyless.asgi import MeshMiddleware
-
 BODY = json.dumps({"message": "x" * 180}).encode()
 
 
@@ -18,6 +16,4 @@ async def echo(request: Request) -> Response:
     return Response(BODY, media_type="application/json")
 
 
-bare_app = Starlette(routes=[Route("/echo", echo)])
-mesh_app = Starlette(routes=[Route("/echo", echo)])
-mesh_app.add_middleware(MeshMiddleware)
+app = Starlette(routes=[Route("/echo", echo)])

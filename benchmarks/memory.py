@@ -56,8 +56,8 @@ def parts() -> list[tuple[str, float]]:
 
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="proxyless-memory-") as folder, contextlib.ExitStack() as stack:
-        ours = after_requests(stack.enter_context(mesh_server(Path(folder))), "ours")
-        bare = after_requests(stack.enter_context(bare_server(Path(folder))), "bare")
+        ours = after_requests(stack.enter_context(mesh_server(Path(folder), "benchmarks.mesh_service:app")), "ours")
+        bare = after_requests(stack.enter_context(bare_server(Path(folder), "benchmarks.service:app")), "bare")
     added = ours - bare
     print(
         f"application in the mesh {ours:.1f} MiB, bare with mutual TLS {bare:.1f} MiB: the mesh adds {added:.1f} MiB (limit {LIMIT:.0f})"

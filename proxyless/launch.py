@@ -29,6 +29,7 @@ from proxyless.asgi import STATE, ASGIApp, Lifespan, Message, Receive, Scope, Se
 from proxyless.errors import SettingsError
 from proxyless.runtime.drain import drain_on_sigterm
 from proxyless.runtime.inbound import MeshLike, serving_mesh
+from proxyless.runtime.memory import few_arenas
 from proxyless.settings import Settings
 
 __all__ = ["run", "served_app"]
@@ -141,6 +142,7 @@ def _log_config(level: str) -> dict[str, Any]:
 
 def served_app() -> ASGIApp:
     """The factory that uvicorn calls in each worker: the application named by `run`."""
+    few_arenas()
     name, factory = os.environ[_APP], os.environ.get(_FACTORY)
     app = import_from_string(name)
     return _Served(app() if factory else app)

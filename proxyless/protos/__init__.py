@@ -2,7 +2,8 @@
 
 The set (`descriptors.binpb.gz`) is made when the package is built (`hatch_build.py`) and loaded on first use into a private
 `DescriptorPool`: our types never clash with those of `xds-protos` or any other package in the same process. Importing this
-module imports no protobuf; the first `message()` costs about 10 ms beyond protobuf itself.
+module imports no protobuf; the first `message()` costs about 10 ms beyond protobuf itself. Files of the set are decoded when a
+message of them is first needed (`database`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import threading
 from functools import cache
 from importlib import resources
 from typing import Any
+
+from proxyless.protos.database import DescriptorDatabase
 
 __all__ = [
     "CLUSTER",
@@ -56,13 +59,13 @@ FETCH_JWT_BUNDLES_METHOD = "/SpiffeWorkloadAPI/FetchJWTBundles"
 VALIDATE_JWT_SVID_METHOD = "/SpiffeWorkloadAPI/ValidateJWTSVID"
 
 _DESCRIPTORS = "descriptors.binpb.gz"
-_lock = threading.Lock()
+_lock = threading.RLock()
 _pool: Any = None
 
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 # A thread of the parent may hold the lock at the instant of the fork.
@@ -80,7 +83,7 @@ def pool() -> Any:
 
 
 def _load() -> Any:
-    from google.protobuf import descriptor_pb2, descriptor_pool
+    from google.protobuf import descriptor_pool
 
     source = resources.files(__name__).joinpath(_DESCRIPTORS)
     try:
@@ -90,11 +93,7 @@ def _load() -> Any:
             f"proxyless: {source} is missing. It is made when the package is built: "
             "run `pip install -e .` in the source checkout."
         ) from None
-    files = descriptor_pb2.FileDescriptorSet.FromString(gzip.decompress(packed))
-    result = descriptor_pool.DescriptorPool()
-    for file in files.file:
-        result.AddSerializedFile(file.SerializeToString())
-    return result
+    return descriptor_pool.DescriptorPool(DescriptorDatabase(gzip.decompress(packed)))
 
 
 @cache
@@ -107,7 +106,8 @@ def message(full_name: str) -> type[Any]:
     from google.protobuf import message_factory
 
     try:
-        descriptor = pool().FindMessageTypeByName(full_name)
+        with _lock:  # the pool takes files from the database as it needs them, and is not made for two threads then
+            descriptor = pool().FindMessageTypeByName(full_name)
     except KeyError:
         raise LookupError(f"no message {full_name!r} in the descriptor set") from None
     found: type[Any] = message_factory.GetMessageClass(descriptor)

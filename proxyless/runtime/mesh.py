@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from proxyless.core.learned import Learned
 from proxyless.core.snapshot import Snapshot
 from proxyless.errors import NoIdentityError
+from proxyless.runtime.memory import give_back
 from proxyless.runtime.waiting import Latch
 from proxyless.settings import Settings
 from proxyless.telemetry import families
@@ -307,6 +308,7 @@ class Mesh:
         if not self._latch.is_open and self.configured:
             log.info("configuration and identity are there after %.3f s", time.monotonic() - _LOADED)
             self._latch.open()
+            give_back()
 
     def _refused(self) -> str | None:
         announcement = self._announcement
