@@ -62,7 +62,7 @@ async def main(name: str, kind: str, url: str, concurrency: int, seconds: float,
         counting = True
         await asyncio.gather(*tasks)
         took = time.perf_counter() - begun
-        cpu = time.process_time() - own + cpu_of(server) - theirs
+        own, theirs = time.process_time() - own, cpu_of(server) - theirs
     latencies.sort()
     count = len(latencies)
     print(
@@ -71,7 +71,9 @@ async def main(name: str, kind: str, url: str, concurrency: int, seconds: float,
                 "rps": count / took,
                 "p50_ms": latencies[count // 2] * 1000,
                 "p99_ms": latencies[int(count * 0.99)] * 1000,
-                "cpu_ms": cpu / count * 1000,
+                "cpu_ms": (own + theirs) / count * 1000,
+                "client_ms": own / count * 1000,
+                "server_ms": theirs / count * 1000,
                 "failed": failed,
             }
         )

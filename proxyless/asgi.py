@@ -346,11 +346,11 @@ class _Http:
         elif kind == "http.response.body":
             exchange.sent += len(message.get("body", b""))
             if not message.get("more_body", False) and not exchange.awaits_trailers:
-                exchange.finish()
+                exchange.finish_soon()
         elif kind == "http.response.trailers":
             exchange.trailers(message.get("headers", ()))
             if not message.get("more_trailers", False):
-                exchange.finish()
+                exchange.finish_soon()
         await self._send(message)
 
 

@@ -281,7 +281,9 @@ def _healthz(admin: AdminListener) -> Answer:
 
 
 def _metrics(admin: AdminListener) -> Answer:
-    body, kind = exposition.render(admin._mesh.telemetry.metrics.registry)
+    telemetry = admin._mesh.telemetry
+    telemetry.settle()  # with several workers the registry is not read, and would not do it
+    body, kind = exposition.render(telemetry.metrics.registry)
     return 200, body, kind
 
 

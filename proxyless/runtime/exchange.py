@@ -51,6 +51,7 @@ class InboundExchange:
         "_grpc_status",
         "_http_version",
         "_recorded",
+        "_seconds",
         "_span",
         "_telemetry",
         "_wall",
@@ -143,6 +144,13 @@ class InboundExchange:
         self.complete = True
         self._record()
 
+    def finish_soon(self) -> None:
+        """The same in an event loop, where the response goes out first: see `telemetry.recorder`."""
+        self.complete = True
+        if not self._recorded:
+            self._recorded, self._seconds = True, time.perf_counter() - self._began
+            self._telemetry.soon(asyncio.get_running_loop(), self._count)
+
     def end(self) -> None:
         """The application is done with the request."""
         self._record()
@@ -170,19 +178,18 @@ class InboundExchange:
     def _record(self) -> None:
         """Once. Never raises: telemetry is no reason to fail a request."""
         if not self._recorded:
-            self._recorded = True
+            self._recorded, self._seconds = True, time.perf_counter() - self._began
             try:
-                self._count(time.perf_counter() - self._began)
+                self._count()
             except Exception:
                 log.exception("a request could not be recorded")
 
-    def _count(self, seconds: float) -> None:
-        peer = self.connection.peer
-        identity = "" if peer.identity is None else str(peer.identity)
-        request = self.request
+    def _count(self) -> None:
+        connection = self.connection
+        identity, seconds = connection.identity, self._seconds
         self._telemetry.metrics.inbound(
             identity,
-            request.authority,
+            self.request.authority,
             "grpc" if self._grpc else "http",
             self.status,
             self._grpc_status,
@@ -193,39 +200,25 @@ class InboundExchange:
             tls=bool(identity),
         )
         sink = self._telemetry.access_log
-        if sink is not None:
-            sink.write(self._line(seconds, identity))
-
-    def _line(self, seconds: float, identity: str) -> str:
-        request, peer, admission = self.request, self.connection.peer, self.admission
-
-        def header(name: str) -> str:
-            return ", ".join(request.values(name))
-
-        local, remote = self.connection.texts
-        return access_log.line(
-            "inbound",
-            self._wall,
-            seconds,
-            method=request.method,
-            path=f"{request.path}?{request.query}" if request.query else request.path,
-            protocol=f"HTTP/{self._http_version}",
-            authority=request.authority,
-            status=self.status,
-            flags=self._flags,
-            details=self._details,
-            received=self.received,
-            sent=self.sent,
-            route="default",
-            upstream_host=local if admission.allowed else "",
-            upstream_cluster=f"inbound|{peer.local.port}||",
-            upstream_seconds=seconds if admission.allowed and self.status else None,
-            downstream_local=local,
-            downstream_remote=remote,
-            sni=peer.sni,
-            forwarded_for=header("x-forwarded-for"),
-            user_agent=header("user-agent"),
-            request_id=header("x-request-id"),
-            peer=identity,
-            policy=admission.policy,
+        if sink is None:
+            return
+        request, admission = self.request, self.admission
+        sink.write(
+            access_log.line(
+                connection.log_ends if admission.allowed else connection.log_refused,
+                self._wall,
+                seconds,
+                method=request.method,
+                path=f"{request.path}?{request.query}" if request.query else request.path,
+                protocol=f"HTTP/{self._http_version}",
+                authority=request.authority,
+                status=self.status,
+                flags=self._flags,
+                details=self._details,
+                received=self.received,
+                sent=self.sent,
+                upstream_seconds=seconds if admission.allowed and self.status else None,
+                headers=access_log.LoggedHeaders.find(request.headers),
+                policy=admission.policy,
+            )
         )

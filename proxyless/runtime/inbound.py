@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from proxyless.core.inbound import Admission, ConnectionInfo, admit, select_chain
@@ -18,7 +19,7 @@ from proxyless.core.paths import normalize_path
 from proxyless.core.request import Address, Peer, RawHeaders, Request
 from proxyless.core.resources import EscapedSlashes, HttpConnectionManager, PathNormalization, TlsMaterial
 from proxyless.runtime.exchange import InboundExchange
-from proxyless.telemetry import families
+from proxyless.telemetry import access_log, families
 
 if TYPE_CHECKING:
     from proxyless.core.learned import Learned
@@ -95,18 +96,42 @@ class Connection:
     Attributes:
         info: what filter chains are matched against.
         peer: the verified peer, or an anonymous one.
+        identity: its SPIFFE ID as text; empty for an anonymous one.
         expires_at: wall clock when the first of both certificates ends; infinite for plain text.
-        texts: our address and the peer's, for logs.
         gate: the gate that judges every request of this connection, set by whoever asks it; None: nobody yet.
+        log_ends, log_refused: what the lines of the access log about admitted and about refused requests have in common.
     """
 
-    __slots__ = ("_chain", "_close_from", "_generation", "expires_at", "gate", "info", "peer", "texts")
+    __slots__ = (
+        "_chain",
+        "_close_from",
+        "_generation",
+        "expires_at",
+        "gate",
+        "identity",
+        "info",
+        "log_ends",
+        "log_refused",
+        "peer",
+    )
 
     def __init__(self, info: ConnectionInfo, peer: Peer, expires_at: float = FOREVER, now: float = 0.0) -> None:
         """`now`: wall clock; with it the margin before `expires_at` is a third of what is left, at most `MARGIN`."""
         self.info, self.peer, self.expires_at = info, peer, expires_at
         self.gate: InboundGate | None = None
-        self.texts = str(peer.local), str(peer.address)
+        self.identity = "" if peer.identity is None else str(peer.identity)
+        local = str(peer.local)
+        shared: Callable[..., str] = partial(
+            access_log.fixed,
+            "inbound",
+            route="default",
+            upstream_cluster=f"inbound|{peer.local.port}||",
+            downstream_local=local,
+            downstream_remote=str(peer.address),
+            sni=peer.sni,
+            peer=self.identity,
+        )
+        self.log_ends, self.log_refused = shared(upstream_host=local), shared()
         self._close_from = expires_at - min(MARGIN, (expires_at - now) / 3) if expires_at != FOREVER else FOREVER
         self._generation = -1
         self._chain: FilterChain | None = None

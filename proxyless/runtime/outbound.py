@@ -26,7 +26,7 @@ from proxyless.telemetry.spans import hook
 
 if TYPE_CHECKING:
     from proxyless.core.learned import Learned
-    from proxyless.core.request import Request
+    from proxyless.core.request import Address, Request
     from proxyless.core.rng import Rng
     from proxyless.core.snapshot import Snapshot
     from proxyless.engine import AsyncExchange, SyncEngine, SyncExchange
@@ -68,6 +68,7 @@ class OutboundExchange:
         "_began",
         "_ended",
         "_loop",
+        "_seconds",
         "_span",
         "_telemetry",
         "_wall",
@@ -294,19 +295,19 @@ class OutboundExchange:
         if self._ended:
             return
         self._ended = True
-        seconds = monotonic() - self._began
+        self._seconds = monotonic() - self._began
         try:
             if self._span is not None:
                 self._end_span(self.call.record.status, None if isinstance(error, GeneratorExit) else error)
-            if self._loop is not None and not self._loop.is_closed():
+            if self._loop is not None:
                 # The caller goes on first; its next request travels while this one is written down.
-                self._loop.call_soon(self._record, seconds)
+                self._telemetry.soon(self._loop, self._record)
             else:
-                self._record(seconds)
+                self._record()
         except Exception:
             log.exception("a call could not be recorded")
 
-    def _record(self, seconds: float) -> None:
+    def _record(self) -> None:
         record, telemetry = self.call.record, self._telemetry
         telemetry.metrics.outbound(
             record.workload,
@@ -316,7 +317,7 @@ class OutboundExchange:
             record.status,
             record.grpc_status,
             record.flags,
-            seconds,
+            self._seconds,
             self.sent,
             self.received,
         )
@@ -324,7 +325,7 @@ class OutboundExchange:
             self._ejected()
         sink = telemetry.access_log
         if sink is not None:
-            sink.write(self._line(seconds))
+            sink.write(self._line())
 
     def _ejected(self) -> None:
         record = self.call.record
@@ -339,12 +340,11 @@ class OutboundExchange:
                     ejection.ejections,
                 )
 
-    def _line(self, seconds: float) -> str:
-        request, record = self.request, self.call.record
-        forwarded_for, user_agent, request_id = _logged_headers(request)
-        error = self.error
+    def _line(self) -> str:
+        request, record, error, seconds = self.request, self.call.record, self.error, self._seconds
+        endpoint = record.endpoint
         return access_log.line(
-            "outbound",
+            _ends(record.route, None if endpoint is None else endpoint.address, record.cluster, request.sni, self.peer),
             self._wall,
             seconds,
             method=request.method,
@@ -355,16 +355,9 @@ class OutboundExchange:
             details=record.details or "",
             received=self.sent,
             sent=self.received,
-            route=record.route,
-            upstream_host=str(record.endpoint.address) if record.endpoint is not None else "",
-            upstream_cluster=record.cluster,
-            upstream_seconds=seconds if record.endpoint is not None and error is None else None,
+            upstream_seconds=seconds if endpoint is not None and error is None else None,
             upstream_failure=str(error) if error is not None else "",
-            forwarded_for=forwarded_for,
-            user_agent=user_agent,
-            request_id=request_id,
-            sni=request.sni,
-            peer=self.peer,
+            headers=access_log.LoggedHeaders.find(request.headers),
             attempts=record.attempts,
         )
 
@@ -383,21 +376,12 @@ class _AsyncCounted:
             yield chunk
 
 
-def _logged_headers(request: Request) -> tuple[str, str, str]:
-    """x-forwarded-for, user-agent, x-request-id. Does not make the request index all its headers."""
-    forwarded_for = user_agent = request_id = ""
-    for name, value in request.headers:
-        length = len(name)
-        if length == 10 and name.lower() == b"user-agent":
-            user_agent = value.decode("latin-1")
-        elif length == 12 and name.lower() == b"x-request-id":
-            request_id = value.decode("latin-1")
-        elif length == 15 and name.lower() == b"x-forwarded-for":
-            text = value.decode("latin-1")
-            forwarded_for = f"{forwarded_for}, {text}" if forwarded_for else text
-    return forwarded_for, user_agent, request_id
-
-
 @lru_cache(1024)
 def _service(host: str, namespace: str) -> Service:
     return PASSTHROUGH if host == PASSTHROUGH.host else Service.of_host(host, namespace)
+
+
+@lru_cache(1024)
+def _ends(route: str, address: Address | None, cluster: str, sni: str, peer: str) -> str:
+    host = "" if address is None else str(address)
+    return access_log.fixed("outbound", route=route, upstream_host=host, upstream_cluster=cluster, sni=sni, peer=peer)

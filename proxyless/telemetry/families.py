@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -28,6 +29,7 @@ __all__ = [
     "XDS_NACKS",
     "XDS_UPDATES",
     "Family",
+    "before_collecting",
     "create",
 ]
 
@@ -136,6 +138,37 @@ def create(family: Family, registry: CollectorRegistry) -> Any:
             if metric is None:
                 metric = made[family.name] = _make(family, registry)
     return metric
+
+
+class Settles(Protocol):
+    """Who has numbers that are not in the metrics yet."""
+
+    def settle(self) -> None: ...
+
+
+class _Before:
+    """A collector without metrics. It was registered before the families that it brings up to date, so it is asked first."""
+
+    def __init__(self) -> None:
+        self.owners: WeakSet[Settles] = WeakSet()
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def collect(self) -> list[Any]:
+        for owner in list(self.owners):
+            owner.settle()
+        return []
+
+
+def before_collecting(registry: CollectorRegistry, owner: Settles) -> None:
+    """Have `owner.settle()` called whenever this registry is read, for as long as the owner lives."""
+    with _LOCK:
+        before: _Before | None = registry.__dict__.get("_proxyless_before")
+        if before is None:
+            before = registry.__dict__["_proxyless_before"] = _Before()
+            registry.register(before)
+        before.owners.add(owner)
 
 
 def _make(family: Family, registry: CollectorRegistry) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyless.telemetry import access_log
-from proxyless.telemetry.access_log import AccessLog, line, open_access_log
+from proxyless.telemetry.access_log import AccessLog, LoggedHeaders, fixed, line, open_access_log
 
 ENVOY_KEYS = {
     "start_time", "route_name", "method", "path", "protocol", "response_code", "response_flags", "response_code_details",
@@ -22,7 +22,7 @@ ENVOY_KEYS = {
 
 
 def test_a_line_has_envoys_keys_and_ours():
-    value = json.loads(line("outbound", 1_700_000_000.1234, 0.0567, method="GET", path="/a", attempts=2))
+    value = json.loads(line(fixed("outbound"), 1_700_000_000.1234, 0.0567, method="GET", path="/a", attempts=2))
     assert ENVOY_KEYS | {"direction", "peer", "policy", "attempts"} == value.keys()
     assert value["start_time"] == "2023-11-14T22:13:20.123Z"
     assert (value["duration"], value["attempts"], value["response_code"]) == (56, 2, 0)
@@ -32,11 +32,36 @@ def test_a_line_has_envoys_keys_and_ours():
 
 @given(st.text(), st.text(), st.text())
 def test_whatever_came_from_outside_stays_inside_its_value(path, agent, authority):
-    text = line("inbound", 0.0, 0.0, method="GET", path=path, user_agent=agent, authority=authority)
+    headers = LoggedHeaders.find([(b"user-agent", agent.encode())])
+    text = line(
+        fixed("inbound", sni=authority), 0.0, 0.0, method="GET", path=path, headers=headers, authority=authority
+    )
     assert text.isascii()
     assert text.isprintable()
     value = json.loads(text)
-    assert (value["path"] or "", value["user_agent"] or "", value["authority"] or "") == (path, agent, authority)
+    assert (value["path"] or "", value["authority"] or "", value["requested_server_name"] or "") == (
+        path,
+        authority,
+        authority,
+    )
+    assert (value["user_agent"] or "") == agent.encode().decode("latin-1").strip(" \t")
+
+
+def test_the_headers_of_a_line_are_found_in_any_case_and_joined():
+    raw = [
+        (b"X-Forwarded-For", b"192.0.2.1 "),
+        (b"host", b"a"),
+        (b"x-forwarded-for", b"\t192.0.2.2"),
+        (b"X-Request-ID", b"7"),
+    ]
+    assert LoggedHeaders.find(raw) == ("192.0.2.1, 192.0.2.2", "", "7")
+    assert LoggedHeaders.find([]) == ("", "", "")
+
+
+def test_the_time_of_a_line_is_that_of_its_start():
+    starts = [1_700_000_000.0, 1_700_000_000.0004, 1_700_000_000.999, 1_700_000_001.0, 1_700_000_000.0]
+    times = [json.loads(line(fixed("inbound"), start, 0.0, method="GET", path="/"))["start_time"] for start in starts]
+    assert [text[-10:] for text in times] == ["13:20.000Z", "13:20.000Z", "13:20.999Z", "13:21.000Z", "13:20.000Z"]
 
 
 def test_lines_reach_the_file_whole_and_in_order(tmp_path):
@@ -71,6 +96,14 @@ def test_a_sink_that_blocks_drops_lines_and_blocks_nobody(tmp_path, monkeypatch)
     assert log.dropped > 0
     os.close(reader)
     log.flush(timeout=0.1)
+
+
+def test_a_pipe_that_nobody_reads_loses_lines_and_blocks_nobody(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    log = AccessLog(str(tmp_path / "fifo"))
+    log.write("one")
+    log.close()
+    assert log.dropped == 1
 
 
 def test_a_file_that_cannot_be_opened_loses_lines_and_raises_nothing(tmp_path):
