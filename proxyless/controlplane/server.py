@@ -42,6 +42,9 @@ WORKLOAD_API_SOCKET = "workload-api.sock"
 LOOK_EVERY = 0.1  # seconds between looks at the configuration directory
 COALESCE = 0.02  # seconds: registrations that come together are pushed together
 START_TIMEOUT = 30.0
+# Seconds after the start in which nobody is told that a service has lost all endpoints: a workload waits up to 36 s between
+# two attempts to register (A57).
+SETTLE = 40.0
 
 T = TypeVar("T")
 _Account = tuple[str, str]  # namespace, service account
@@ -180,6 +183,7 @@ class _Plane:
         self._tcp: grpc.aio.Server | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._pending: asyncio.TimerHandle | None = None
+        self._settling: asyncio.TimerHandle | None = None
         self._changing = asyncio.Lock()
 
     async def start(self, listen: str) -> str:
@@ -194,13 +198,15 @@ class _Plane:
                 "ADS on %s as %s, for callers with an SVID of %s", address, tls.spiffe_id, self.authority.trust_domain
             )
         self._watcher = asyncio.create_task(self._watch())
+        self._settling = asyncio.get_running_loop().call_later(SETTLE, self._settled)
         return address
 
     async def close(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
-        if self._pending is not None:
-            self._pending.cancel()
+        for timer in (self._pending, self._settling):
+            if timer is not None:
+                timer.cancel()
         servers = [*self._sockets.values(), *([self._tcp] if self._tcp else [])]
         await asyncio.gather(*(server.stop(grace=0) for server in servers))
         for account in self._sockets:
@@ -272,6 +278,10 @@ class _Plane:
     def _push_registrations(self) -> None:
         self._pending = None
         self._views.register(self._table.workloads())
+        self._ads.changed()
+
+    def _settled(self) -> None:
+        self._views.settled()
         self._ads.changed()
 
     # ------------------------------------------------------------------------------------------------------- status

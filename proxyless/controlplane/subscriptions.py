@@ -26,12 +26,14 @@ Resources = Mapping[str, bytes]
 class View:
     """Everything one client may see: serialised resources by type URL and name.
 
-    `missing` makes the resource that answers for an unknown name of a type (EDS, RDS).
+    `missing` makes the resource that answers for an unknown name of a type (EDS, RDS). `settling`: the control plane has
+    just started and does not know all endpoints yet.
     """
 
     version: str
     resources: Mapping[str, Resources]
     missing: Callable[[str, str], bytes] = field(compare=False)
+    settling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class _Type:
 
     names: frozenset[str] = frozenset()
     held: dict[str, bytes] = field(default_factory=dict)
+    resumed: bool = False  # the client has accepted resources of this type on an earlier stream
     nonce: str = ""
     sent_version: str = ""
     acked_version: str = ""
@@ -89,7 +92,7 @@ class ClientState:
         state = self._types.get(request.type_url)
         first = state is None
         if state is None:
-            state = self._types[request.type_url] = _Type()
+            state = self._types[request.type_url] = _Type(resumed=bool(request.version))
         if request.nonce and not first and request.nonce != state.nonce:
             return [], None  # answer to a response that a newer one has replaced
         nack = self._note_outcome(state, request) if not first and request.nonce else None
@@ -160,6 +163,8 @@ class ClientState:
         size = 0
         for name in sorted(names):
             resource = self._resource(view, type_url, name)
+            if self._keep_theirs(view, type_url, name, resource):
+                continue
             state.held[name] = resource
             if chunk and size + len(resource) > MAX_RESPONSE_BYTES:
                 yield self._answer(type_url, view, tuple(chunk))
@@ -168,6 +173,20 @@ class ClientState:
             size += len(resource)
         if chunk:
             yield self._answer(type_url, view, tuple(chunk))
+
+    def _keep_theirs(self, view: View, type_url: str, name: str, resource: bytes) -> bool:
+        """Whether the client's endpoints of an earlier stream are better than our none.
+
+        After a restart callers may be back before the workloads they call have registered again.
+        """
+        state = self._types[type_url]
+        return (
+            view.settling
+            and type_url == ENDPOINT
+            and state.resumed
+            and name not in state.held
+            and resource == view.missing(type_url, name)
+        )
 
     def _send_whole(self, type_url: str, view: View, resources: dict[str, bytes]) -> Answer:
         self._types[type_url].held = resources

@@ -44,6 +44,7 @@ class Views:
         self._started = started
         self._number = 0
         self._registered: tuple[RegisteredWorkload, ...] = ()
+        self._settling = True
         self._state = self._make(configuration, ())
 
     @property
@@ -77,10 +78,15 @@ class Views:
             self._registered = registered
             self._state = self._make(self._state.configuration, ())
 
+    def settled(self) -> None:
+        """Who wanted to register after the start has done so: a service without endpoints has none."""
+        self._settling = False
+
     def view(self, node: ProxyNode, identity: SpiffeId | None) -> View:
         """What this node sees. The service account is the verified one, whatever the node says."""
         account = (identity.service_account if identity else None) or node.service_account
-        return self._state.view(replace(node, id="", workload="", service_account=account))
+        found = self._state.view(replace(node, id="", workload="", service_account=account))
+        return replace(found, settling=True) if self._settling else found
 
     def may_serve(self, identity: SpiffeId, host: str) -> bool:
         """Whether the operator's list lets this identity serve that host."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -156,6 +157,31 @@ def test_endpoints_asked_before_clusters_come_a_second_time_after_them() -> None
     state = client()
     ask(state, view(**BASE), ENDPOINT, "a")
     assert contents(ask(state, view(**BASE), CLUSTER)) == [(CLUSTER, ["A", "B"]), (ENDPOINT, ["ea"])]
+
+
+def resume(state: ClientState, of: View, *names: str) -> list[Answer]:
+    answers, _ = state.on_request(Request(type_url=ENDPOINT, names=names, version="of an earlier stream"), of)
+    return answers
+
+
+def test_who_comes_back_right_after_a_restart_keeps_its_endpoints_until_there_are_new_ones() -> None:
+    state, none = client(), view(eds={"b": "eb"})
+    assert contents(resume(state, replace(none, settling=True), "a", "b")) == [(ENDPOINT, ["eb"])]
+    assert state.on_view(replace(none, settling=True)) == []
+    back = view(2, eds={"a": "ea", "b": "eb"})
+    assert contents(state.on_view(replace(back, settling=True))) == [(ENDPOINT, ["ea"])]
+    assert contents(state.on_view(replace(none, settling=True))) == [(ENDPOINT, ["nothing called a"])]
+
+
+def test_after_that_time_a_service_without_endpoints_has_none() -> None:
+    state, none = client(), view()
+    assert resume(state, replace(none, settling=True), "a") == []
+    assert contents(state.on_view(none)) == [(ENDPOINT, ["nothing called a"])]
+
+
+def test_who_is_new_right_after_a_restart_need_not_wait() -> None:
+    state = client()
+    assert contents(ask(state, replace(view(), settling=True), ENDPOINT, "a")) == [(ENDPOINT, ["nothing called a"])]
 
 
 def test_a_refusal_is_known_by_its_error_is_kept_and_is_not_answered() -> None:
