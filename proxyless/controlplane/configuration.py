@@ -49,7 +49,7 @@ def load_configuration(directory: Path) -> Loaded:
     """Read a directory: ``mesh.yaml`` and every other manifest in it and below.
 
     Raises:
-        ConfigError: there is no such directory.
+        ConfigError: there is no such directory, or one below cannot be read.
     """
     if not directory.is_dir():
         raise ConfigError(f"{directory} is not a directory")
@@ -57,7 +57,11 @@ def load_configuration(directory: Path) -> Loaded:
     mesh = load_mesh_file(settings)
     if mesh.config is None:
         return Loaded(None, mesh.messages)
-    result = load_paths(manifest_files(directory), mesh.config.proxyless.default_namespace)
+    try:
+        files = list(manifest_files(directory))
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from None
+    result = load_paths(files, mesh.config.proxyless.default_namespace)
     messages = (*mesh.messages, *result.messages)
     if result.errors:
         return Loaded(None, messages)

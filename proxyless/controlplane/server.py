@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import datetime
 import logging
+import math
 import threading
 import time
 from collections.abc import Coroutine, Iterable
@@ -24,6 +25,7 @@ import grpc.aio
 from proxyless.controlplane.ads import AdsServicer, Identify
 from proxyless.controlplane.authority import Authority
 from proxyless.controlplane.configuration import Configuration, Loaded, load_configuration
+from proxyless.controlplane.manifest.loader import MESH_FILES
 from proxyless.controlplane.manifest.messages import Message
 from proxyless.controlplane.registration import RegistrationServicer, RegistrationTable
 from proxyless.controlplane.transport import RunDirectory, TcpTls, open_socket
@@ -83,7 +85,12 @@ class ControlPlane:
 
         Raises:
             ConfigError: the configuration has errors (all of them are in the text), or a place cannot be used.
+            SettingsError: `svid_ttl` is no length of time.
         """
+        if not 0 < self._svid_ttl < math.inf:
+            raise SettingsError(
+                f"the life of a certificate must be a number of seconds above 0, not {self._svid_ttl:g}"
+            )
         watch = DirectoryWatch(self._directory)  # before reading: a change meanwhile is not lost
         messages = _MessageLog()
         loaded = load_configuration(self._directory)
@@ -218,6 +225,10 @@ class _Plane:
     # ------------------------------------------------------------------------------------------------ configuration
 
     async def reload(self) -> Loaded:
+        if self._views.configuration.mesh.proxyless.workloads and not _has_settings(self._directory):
+            raise ConfigError(
+                f"{MESH_FILES[0]} is gone or empty, and with it every workload (to serve none, write proxyless: {{}})"
+            )
         loaded = await asyncio.to_thread(load_configuration, self._directory)
         self._messages.write(loaded.messages)
         if loaded.configuration is None:
@@ -315,6 +326,12 @@ class _Plane:
             "refusals": dict(self._ads.stats.nacks),
             "denied": self._ads.stats.denials,
         }
+
+
+def _has_settings(directory: Path) -> bool:
+    """Whether there is a mesh.yaml with something in it; an editor may be in the middle of replacing it."""
+    files = [directory / name for name in MESH_FILES]
+    return any(file.exists() and file.stat().st_size for file in files)
 
 
 class _MessageLog:

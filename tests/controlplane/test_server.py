@@ -340,3 +340,48 @@ def test_what_the_loader_has_to_say_is_logged_once(
         plane.reload()
         plane.reload()
     assert caplog.text.count("nowhere.example.com") == 1
+
+
+@pytest.mark.parametrize("leave", ["nothing", "an empty file"])
+def test_mesh_settings_that_vanish_take_no_workload_away(
+    billing: AdsClient, plane: ControlPlane, config: Path, caplog: pytest.LogCaptureFixture, leave: str
+) -> None:
+    kept = (config / "mesh.yaml").read_text()
+    if leave == "nothing":
+        (config / "mesh.yaml").unlink()
+    else:
+        (config / "mesh.yaml").write_text("")
+    eventually(lambda: "mesh.yaml is gone or empty" in caplog.text)
+    assert (plane.workload_directory("default", "billing") / XDS_SOCKET).exists()
+    (config / "mesh.yaml").write_text(kept.replace("billing.myapp.com", "other.myapp.com"))
+    eventually(lambda: "configuration" in caplog.messages[-1])
+    assert PAYMENTS in names_of(billing.ask(CLUSTER))
+
+
+@pytest.mark.parametrize("ttl", [0.0, -5.0, float("nan"), float("inf")])
+def test_a_certificate_has_a_life(config: Path, run: Path, ttl: float) -> None:
+    with pytest.raises(SettingsError, match="seconds above 0"):
+        ControlPlane(config, run, svid_ttl=ttl).start()
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "127.0.0.1:99999", "127.0.0.1:http", "127.0.0.1:"])
+def test_a_port_that_is_none_is_refused(config: Path, run: Path, listen: str) -> None:
+    with pytest.raises(SettingsError, match="write host:port"):
+        ControlPlane(config, run, listen=listen).start()
+
+
+def test_a_manifest_that_is_a_link_to_nowhere_is_an_error(config: Path, run: Path) -> None:
+    (config / "policy.yaml").symlink_to("nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"policy\.yaml.*no such file"):
+        ControlPlane(config, run).start()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every directory")
+def test_a_directory_that_cannot_be_read_is_an_error(config: Path, run: Path) -> None:
+    write(config / "policies", deny=SPLIT.format(v1=50, v2=50))
+    (config / "policies").chmod(0)
+    try:
+        with pytest.raises(ConfigError, match="policies cannot be read"):
+            ControlPlane(config, run).start()
+    finally:
+        (config / "policies").chmod(0o700)

@@ -7,6 +7,7 @@ good one).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -92,15 +93,28 @@ def load_paths(paths: Iterable[str | Path] | Literal["-"], default_namespace: st
 
 
 def manifest_files(path: Path) -> Iterator[Path]:
-    """The files that ``path`` stands for, sorted; hidden ones (of a mounted ConfigMap) and mesh settings are left out."""
+    """The files that ``path`` stands for, sorted; hidden ones (of a mounted ConfigMap) and mesh settings are left out.
+
+    A link that leads nowhere is a file that cannot be read: a policy must not be gone without a word.
+
+    Raises:
+        OSError: a directory below cannot be read.
+    """
     if not path.is_dir():
         if path.exists():
             yield path
         return
-    for file in sorted(path.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if file.suffix in _SUFFIXES and not hidden and file.name not in MESH_FILES and file.is_file():
+    found: list[Path] = []
+    for folder, folders, names in os.walk(path, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += (Path(folder, name) for name in names if not name.startswith(".") and name not in MESH_FILES)
+    for file in sorted(found):
+        if file.suffix in _SUFFIXES and (file.is_file() or not file.exists()):
             yield file
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,6 @@ def _mesh(paths: list[Path], explicit: Path | None) -> MeshResult:
     candidates = [path for path in paths if path.name in MESH_FILES]
     candidates += [path / name for path in paths if path.is_dir() for name in MESH_FILES]
     for candidate in candidates:
-        if candidate.exists():
-            return load_mesh_file(candidate)
+        if os.path.lexists(candidate) or not os.access(candidate.parent, os.X_OK):
+            return load_mesh_file(candidate)  # which says why it cannot be read
     return MeshResult(MeshConfig())
