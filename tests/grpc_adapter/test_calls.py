@@ -381,3 +381,21 @@ def test_calls_work_on_uvloop() -> None:
         member(plane, "billing") as billing,
     ):
         uvloop.run(scenario(payments, billing))
+
+
+def test_a_peer_that_speaks_no_http2_is_a_failure_to_connect() -> None:
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def scenario(billing: Any, plane: Any) -> None:
+        context = server_context(*svid_pem(issue(plane, "payments")))
+        async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context) as server:
+            configure(plane, ENTRY + DECLARED.format(port=server.sockets[0].getsockname()[1]), STRICT)
+            await endpoints(billing)
+            async with mesh_channel("payments:50051", billing) as channel:
+                error = await failure(channel.unary_unary(PAY)(b"", timeout=10))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert isinstance(error, ConnectFailureError)
+        assert "before HTTP/2 began" in error.details()
+
+    call(scenario, STRICT, accounts=("billing",))
