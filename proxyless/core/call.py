@@ -17,8 +17,6 @@ connection, we answer 502, as Istio's `block_all` route does for HTTP.
 
 from __future__ import annotations
 
-import re
-
 from proxyless.core.actions import Action, Attempt, CallRecord, Deliver, Fail, Passthrough, Reply, Wait
 from proxyless.core.balancing import pick
 from proxyless.core.breakers import may_request, may_retry
@@ -27,7 +25,7 @@ from proxyless.core.headers import Pairs, mutate
 from proxyless.core.learned import ClusterState, EndpointState, Learned
 from proxyless.core.outgoing import Outgoing
 from proxyless.core.outlier import observe_connected, observe_local_failure, observe_status, readmit, release_all
-from proxyless.core.paths import normalize_path
+from proxyless.core.paths import is_plain, normalize_path
 from proxyless.core.plan import NO_PLAN, Plan, plan_of, plan_of_request
 from proxyless.core.replies import grpc_to_http_status, local_reply_parts
 from proxyless.core.request import Address, Outcome, OutcomeKind, Request
@@ -50,7 +48,6 @@ __all__ = [
     "Wait",
 ]
 
-_PLAIN_PATH = re.compile(r"/[A-Za-z0-9_/-]*\Z")  # normalises to itself
 BLACK_HOLE = "BlackHoleCluster"  # Istio's name for nowhere
 
 _START, _DELAYED, _READY, _ATTEMPTING, _DELIVERED, _ENDED = range(6)
@@ -161,7 +158,7 @@ class OutboundCall:
 
     def _route(self, target: HttpTarget, now: float) -> Action:
         path = self._request.path
-        if target.paths is not None and ("//" in path or not _PLAIN_PATH.match(path)):
+        if target.paths is not None and not is_plain(path):
             normalized = normalize_path(path, target.paths)
             if normalized.action == "reject":
                 return self._answer(400, b"", "-", "path_normalization_failed")

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from proxyless.core.chains import ConnectionInfo, accepts_plaintext, select_chain, tls_for_port
-from proxyless.core.paths import normalize_path
+from proxyless.core.paths import is_plain, normalize_path
 from proxyless.core.rbac import Rbac
 from proxyless.core.request import Address, Peer, Request
 from proxyless.core.resources import (
@@ -51,8 +51,7 @@ class ShadowVerdict(NamedTuple):
     policy: str
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """The verdict on one request (or connection).
 
     Attributes:
@@ -98,19 +97,19 @@ def admit(
     manager = chain.filter
     if not isinstance(manager, HttpConnectionManager):
         return _admit_raw(manager, request, peer)
-    target = normalize_path(request.path, manager.paths)
-    path_changed = target.path != request.path
-    if target.action == "reject" or (target.action == "redirect" and request.is_grpc):
-        return _refused(request, 400, "path_normalization_failed")
-    if path_changed:
-        request = _with_path(request, target.path)
-    if target.action == "redirect":
-        return _refused(request, 307, "path_normalization_failed", location=request.values(":path")[0])
+    if not is_plain(request.path):
+        target = normalize_path(request.path, manager.paths)
+        if target.action == "reject" or (target.action == "redirect" and request.is_grpc):
+            return _refused(request, 400, "path_normalization_failed")
+        if target.path != request.path:
+            request = _with_path(request, target.path)
+        if target.action == "redirect":
+            return _refused(request, 307, "path_normalization_failed", location=request.values(":path")[0])
     peer = _with_client_address(manager, request, peer)
     route = _route(manager, request, table, rng)
     denied, shadow, policy = _authorize(manager.rbac, _NO_OVERRIDES if route is None else route.rbac, request, peer)
     if denied is not None:
-        return replace(denied, shadow=shadow)
+        return denied._replace(shadow=shadow)
     return _act(route, request, policy, shadow)
 
 
@@ -125,7 +124,7 @@ def _admit_raw(proxy: HttpConnectionManager | TcpProxy | None, request: Request,
         return _refused(request, 403, "filter_chain_has_no_proxy", body=DENIED_BODY)
     denied, shadow, policy = _authorize(proxy.rbac, _NO_OVERRIDES, request, peer)
     if denied is not None:
-        return replace(denied, shadow=shadow)
+        return denied._replace(shadow=shadow)
     return Admission(True, 200, b"", "-", "", policy, request, shadow=shadow)
 
 
@@ -177,7 +176,7 @@ def _act(route: Route | None, request: Request, policy: str, shadow: tuple[Shado
     if isinstance(route.action, Redirect):
         location = redirect_location(route.action, route.match.path, request)
         answer = _refused(request, route.action.status, "direct_response", location=location, policy=policy)
-        return replace(answer, shadow=shadow)
+        return answer._replace(shadow=shadow)
     return Admission(True, 200, b"", "-", "", policy, request, shadow=shadow)
 
 
@@ -207,9 +206,9 @@ def _with_client_address(manager: HttpConnectionManager, request: Request, peer:
     the peer, unless trusted hops say otherwise. An unusable header leaves the peer's address."""
     if manager.use_remote_address and not manager.xff_num_trusted_hops:
         return peer
-    values = request.values("x-forwarded-for")
-    if not values:
+    if not request.has(b"x-forwarded-for"):
         return peer
+    values = request.values("x-forwarded-for")
     skip = manager.xff_num_trusted_hops - (1 if manager.use_remote_address else 0)
     entries = ",".join(values).split(",")
     if skip >= len(entries):

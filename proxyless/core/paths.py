@@ -12,7 +12,9 @@ from typing import Literal, NamedTuple
 
 from proxyless.core.resources import EscapedSlashes, PathNormalization
 
-__all__ = ["NormalizedPath", "normalize_path", "split_target"]
+__all__ = ["NormalizedPath", "is_plain", "normalize_path", "split_target"]
+
+_PLAIN = re.compile(r"/[A-Za-z0-9_/-]*\Z")
 
 _ESCAPED_SLASH = re.compile(r"%(?:(2[Ff])|5[Cc])")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
@@ -33,6 +35,11 @@ def split_target(target: str) -> tuple[str, str]:
     """Path and query of a request target in origin form. A fragment is dropped: it is no part of a request (RFC 9112 3.2)."""
     path, _, query = target.partition("#")[0].partition("?")
     return path, query
+
+
+def is_plain(path: str) -> bool:
+    """Nothing but segments of letters, digits, ``_`` and ``-``, none of them empty: every rule leaves such a path as it is."""
+    return "//" not in path and _PLAIN.match(path) is not None
 
 
 def normalize_path(path: str, rules: PathNormalization) -> NormalizedPath:

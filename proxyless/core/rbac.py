@@ -173,9 +173,13 @@ class AuthenticatedRule:
         if self.principal is None:
             return True
         test = self.principal.matches
-        return (
-            any(test(name) for name in peer.uri_sans) or any(test(name) for name in peer.dns_sans) or test(peer.subject)
-        )
+        for name in peer.uri_sans:
+            if test(name):
+                return True
+        for name in peer.dns_sans:
+            if test(name):
+                return True
+        return test(peer.subject)
 
 
 # -------------------------------------------------------------------------------------------------------------- metadata
@@ -259,7 +263,10 @@ class Policy:
     principals: tuple[Rule, ...]
 
     def matches(self, request: Request, peer: Peer) -> bool:
-        return _any(self.permissions, request, peer) and _any(self.principals, request, peer)
+        for permission in self.permissions:
+            if permission.matches(request, peer):
+                return _any(self.principals, request, peer)
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,16 @@ class Request:
                 index.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1").strip(" \t"))
         return index.get(name, ())
 
+    def has(self, name: bytes) -> bool:
+        """There is a header of this name (lower case). Indexes nothing: for the one header that most requests lack."""
+        if self._index is not None:
+            return name.decode("latin-1") in self._index
+        length = len(name)
+        for key, _ in self.headers:  # noqa: SIM110 - `any` of a generator costs twice as much, and this runs for every request
+            if len(key) == length and key.lower() == name:
+                return True
+        return False
+
     def _pseudo(self, name: str) -> Sequence[str]:
         match name:
             case ":method":

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxyless.core.paths import canonicalize, normalize_path, split_target
+from proxyless.core.paths import canonicalize, is_plain, normalize_path, split_target
 from proxyless.core.resources import EscapedSlashes, PathNormalization
 
 NONE = PathNormalization()
@@ -142,3 +142,19 @@ def reference(path: str) -> str:
 )
 def test_dot_segments_go_as_in_rfc_3986(path: str) -> None:
     assert canonicalize(path) == reference(path)
+
+
+@given(st.text("/ab-_.%A2\\\n", max_size=12).map("/".__add__), st.sampled_from([NONE, BASE, MERGE, DECODE]))
+def test_a_plain_path_is_left_as_it_is_by_every_rule(path: str, rules: PathNormalization) -> None:
+    if is_plain(path):
+        assert normalize_path(path, rules) == (path, "continue")
+
+
+@pytest.mark.parametrize("path", ["", "a", "/a//b", "//", "/.", "/a.b", "/%41", "/a\n", "/\xe9", "/a;b"])
+def test_what_a_rule_might_change_is_not_plain(path: str) -> None:
+    assert not is_plain(path)
+
+
+@pytest.mark.parametrize("path", ["/", "/a", "/a/", "/Api-v1/x_y/7"])
+def test_the_usual_paths_are_plain(path: str) -> None:
+    assert is_plain(path)
