@@ -225,12 +225,12 @@ async def serve(
         raw,
         headers,
         authority=authority,
-        scheme=_scheme(scope["type"], connection),
+        scheme="https" if connection.peer.tls else "http",
         query=scope.get("query_string", b"").decode("latin-1"),
         destination=connection.info.destination,
         sni=connection.info.server_name,
     )
-    others = [reading(request, view) for view in views]
+    others = [reading(request, view) for view in views] if views else ()
     exchange = gate.begin(connection, request, scope.get("http_version", "1.1"), problem, others)
     admission = exchange.admission
     if not admission.allowed:
@@ -270,10 +270,6 @@ def _headers(scope: Scope) -> tuple[list[tuple[bytes, bytes]], str, str]:
     return headers, (authority or b"").decode("latin-1"), problem
 
 
-def _scheme(kind: str, connection: Connection) -> str:
-    return "https" if connection.peer.tls else "http"
-
-
 def _views(scope: Scope, root_path: str | None) -> tuple[str, tuple[str, ...]]:
     """The path as it was on the wire, escaped, and the other readings that must be admitted too."""
     decoded: str = scope["path"]
@@ -285,7 +281,8 @@ def _views(scope: Scope, root_path: str | None) -> tuple[str, tuple[str, ...]]:
     )
     prefix = scope.get("app_root_path", scope.get("root_path", "")) if root_path is None else root_path
     views: tuple[str, ...] = ()
-    if raw_path and unquote(raw) != decoded:  # something between the server and us has changed `path`
+    plain = raw == decoded and "%" not in raw  # most are, and unescape to themselves
+    if raw_path and not plain and unquote(raw) != decoded:  # something between the server and us has changed `path`
         views = (quote(decoded, safe="/:@!$&'()*+,;=-._~"),)
     if prefix and raw.startswith(prefix):
         views = (*views, raw)

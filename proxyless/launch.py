@@ -37,6 +37,7 @@ __all__ = ["run", "served_app"]
 log = logging.getLogger("proxyless.launch")
 
 DEFAULT_PORT = 8000
+_TALKATIVE = frozenset(("trace", "debug", "info"))
 _APP, _FACTORY = "PROXYLESS_RUN_APP", "PROXYLESS_RUN_FACTORY"  # from `run` to the processes it spawns
 
 
@@ -74,6 +75,10 @@ def run(
     sys.path.insert(0, str(Path(app_dir).resolve()))
     if reload:
         options.setdefault("reload_dirs", [app_dir])
+    # Addresses come from the connection, as identities do. One line for a request is enough, and what a level hides need not
+    # be made (3 us).
+    options.setdefault("proxy_headers", False)
+    options.setdefault("access_log", settings.access_log == "off" and log_level in _TALKATIVE)
     config = uvicorn.Config(
         "proxyless.launch:served_app",
         factory=True,

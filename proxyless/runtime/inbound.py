@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from proxyless.core.inbound import Admission, ConnectionInfo, admit, select_chain
-from proxyless.core.paths import normalize_path
+from proxyless.core.paths import is_plain, normalize_path
 from proxyless.core.request import Address, Peer, RawHeaders, Request
 from proxyless.core.resources import EscapedSlashes, HttpConnectionManager, PathNormalization, TlsMaterial
 from proxyless.runtime.exchange import InboundExchange
@@ -99,6 +99,7 @@ class Connection:
         identity: its SPIFFE ID as text; empty for an anonymous one.
         expires_at: wall clock when the first of both certificates ends; infinite for plain text.
         gate: the gate that judges every request of this connection, set by whoever asks it; None: nobody yet.
+        valid_host: a Host that was found well-formed.
         log_ends, log_refused: what the lines of the access log about admitted and about refused requests have in common.
     """
 
@@ -113,6 +114,7 @@ class Connection:
         "log_ends",
         "log_refused",
         "peer",
+        "valid_host",
     )
 
     def __init__(self, info: ConnectionInfo, peer: Peer, expires_at: float = FOREVER, now: float = 0.0) -> None:
@@ -133,6 +135,7 @@ class Connection:
         )
         self.log_ends, self.log_refused = shared(upstream_host=local), shared()
         self._close_from = expires_at - min(MARGIN, (expires_at - now) / 3) if expires_at != FOREVER else FOREVER
+        self.valid_host: str | None = None
         self._generation = -1
         self._chain: FilterChain | None = None
 
@@ -205,7 +208,12 @@ class InboundGate:
         source = mesh.identity_source
         if source is not None and source.current is None:
             return self._unready(request)
-        problem = _malformed(request)
+        problem = _malformed_path(request)
+        if not problem and request.authority != connection.valid_host:
+            if _HOST.fullmatch(request.authority):
+                connection.valid_host = request.authority  # the next request has most probably the same
+            else:
+                problem = "invalid_host"
         if problem:
             return refusal(request, 400, problem)
         try:
@@ -221,10 +229,11 @@ class InboundGate:
         if chain is None or chain.filter is None:
             return refusal(request, 403, "filter_chain_not_found")
         manager = chain.filter
-        http = isinstance(manager, HttpConnectionManager)
-        table = snapshot.tables.get(manager.rds) if isinstance(manager, HttpConnectionManager) and manager.rds else None
+        if not isinstance(manager, HttpConnectionManager):
+            return admit(chain, request, connection.peer)
+        table = snapshot.tables.get(manager.rds) if manager.rds else None
         admission = admit(chain, request, connection.peer, table=table)
-        if not admission.allowed or not http:
+        if not admission.allowed or (not others and is_plain(admission.request.path)):
             return admission
         for reading in _readings(admission.request, others):
             # What may be read in several ways must be admitted in each of them.
@@ -250,15 +259,13 @@ def _wants_identity(chain: FilterChain) -> bool:
     return tls is not None and tls.require_client_certificate and tls.validation is TlsMaterial.MESH
 
 
-def _malformed(request: Request) -> str:
+def _malformed_path(request: Request) -> str:
     """What no server should have let pass, as response code details; empty when nothing is wrong."""
     path = request.path
     if path[:1] != "/" and not (path == "*" and request.method == "OPTIONS"):
         return "path_not_in_origin_form"
     if _MALFORMED_PATH.search(path):
         return "path_has_control_characters"
-    if not _HOST.fullmatch(request.authority):
-        return "invalid_host"
     return ""
 
 

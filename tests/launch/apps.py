@@ -17,7 +17,13 @@ app.add_middleware(MeshMiddleware, mesh=MESH)
 
 @app.get("/")
 def who(request: Request) -> dict[str, Any]:
-    return {"peer": str(mesh_peer(request).identity or ""), "pid": os.getpid()}
+    client = "" if request.client is None else request.client.host
+    return {
+        "peer": str(mesh_peer(request).identity or ""),
+        "pid": os.getpid(),
+        "client": client,
+        "url": str(request.url),
+    }
 
 
 def make_without_middleware() -> FastAPI:

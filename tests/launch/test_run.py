@@ -33,6 +33,7 @@ class Run(Gunicorn):
         super().__init__(world, directory, app)
         self._options = options
         self.told_admin = True
+        self.env: dict[str, str] = {}
 
     def __enter__(self) -> Run:
         self.start()
@@ -45,6 +46,7 @@ class Run(Gunicorn):
             "TEST_MATERIAL": str(self.material),
             "TMPDIR": str(self.material.parent),
             "PYTHONPATH": str(ROOT),
+            **self.env,
         }
         if self.told_admin:
             env["PROXYLESS_ADMIN"] = f"127.0.0.1:{self.admin}"
@@ -58,6 +60,24 @@ def test_an_application_is_served_with_mutual_tls(world, tmp_path):
     with Run(world, tmp_path, "tests.launch.apps:app") as server:
         assert get(server.port, "/", world.client("billing"))[1]["peer"] == identity("billing")
         assert get(server.port, "/")[0] == 200
+
+
+def test_the_caller_cannot_choose_its_address_or_scheme(world, tmp_path):
+    extra = "X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: http\r\n"
+    with Run(world, tmp_path, "tests.launch.apps:app") as server:
+        eventually(lambda: get(server.port, "/", world.client("billing"))[0] == 200)
+        body = get(server.port, "/", world.client("billing"), extra=extra)[1]
+    assert (body["client"], body["url"]) == ("127.0.0.1", "https://app/")
+
+
+@pytest.mark.parametrize(("setting", "lines"), [("off", 1), ("stdout", 0)])
+def test_a_request_is_logged_by_uvicorn_or_by_us(world, tmp_path, setting, lines):
+    server = Run(world, tmp_path, "tests.launch.apps:app")
+    server.env = {"PROXYLESS_ACCESS_LOG": setting}
+    with server:
+        eventually(lambda: get(server.port, "/?once", world.client("billing"))[0] == 200)
+    text = server.log.read_text()
+    assert text.count("GET /?once") == lines
 
 
 def test_policy_is_enforced_for_an_application_without_the_middleware(world, tmp_path):
