@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from proxyless.engine.aio_connection import AsyncBody, AsyncConnection, AsyncExchange
-from proxyless.engine.h1 import request_head
+from proxyless.engine.h1 import in_chunks, request_head
 from proxyless.engine.pool import Grant
 from proxyless.engine.registry import ClientContexts, EndpointPool, Registry, check_protocol, connect_error
 from proxyless.engine.timeouts import UNLIMITED, Timeouts, connect_limit, wait_limit
@@ -80,6 +80,8 @@ class AsyncEngine:
             raise EngineError("connect", "the engine is closed")
         length = len(body) if isinstance(body, bytes) else None
         head = request_head(attempt.method, attempt.target, attempt.authority, attempt.headers, length)
+        if head.chunked and isinstance(body, bytes):
+            body = in_chunks(body)
         registry = self._registry
         while True:
             pool = registry.find(attempt)

@@ -20,7 +20,7 @@ import httptools
 
 from proxyless.errors import EngineError
 
-__all__ = ["MAX_HEAD", "FramingError", "RequestHead", "ResponseReader", "request_head"]
+__all__ = ["MAX_HEAD", "FramingError", "RequestHead", "ResponseReader", "in_chunks", "request_head"]
 
 #: Bytes a response may take before its headers, or between two pieces of its body. Envoy's max_request_headers_kb is 60 by
 #: default and 8192 at most; httpcore takes 100 KiB; servers exist that send 200.
@@ -110,6 +110,12 @@ def request_head(
     if data.count(b"\n") != lines or data.count(b"\r") != lines or b"\0" in data or b" " in target or not target:
         raise EngineError("request", "illegal byte in the request target or in a header value")
     return RequestHead(data, method, chunked, length, expect and body_length != 0, close)
+
+
+def in_chunks(body: bytes) -> bytes:
+    """A whole body for a head that says chunked: one chunk and the end. Without the end the next request on the connection
+    would be read as a chunk of this one."""
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
 
 
 def _method(method: str) -> bytes:

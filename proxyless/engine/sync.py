@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from proxyless.engine.h1 import request_head
+from proxyless.engine.h1 import in_chunks, request_head
 from proxyless.engine.pool import Grant
 from proxyless.engine.registry import ClientContexts, EndpointPool, Registry, connect_error
 from proxyless.engine.sync_connection import LateError, SyncBody, SyncConnection, open_socket
@@ -134,6 +134,8 @@ class SyncEngine:
         """
         length = len(body) if isinstance(body, bytes) else None
         head = request_head(attempt.method, attempt.target, attempt.authority, attempt.headers, length)
+        if head.chunked and isinstance(body, bytes):
+            body = in_chunks(body)
         connection = self._acquire(attempt, timeouts)
         try:
             connection.exchange(head, body, timeouts, attempt.begin(self._clock()))

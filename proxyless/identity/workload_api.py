@@ -26,6 +26,7 @@ from proxyless.identity.rotation import Age, RotationWatch
 from proxyless.identity.source import Callback, IdentityHolder, IdentitySnapshot
 from proxyless.identity.stream import Ended, Received, SvidStream
 from proxyless.identity.svid import X509Svid
+from proxyless.unix import sit_out
 
 __all__ = ["Counters", "Timings", "WorkloadApiSource"]
 
@@ -149,9 +150,14 @@ class WorkloadApiSource:
         return self._holder.wait(timeout)
 
     def start(self) -> None:
-        """Start to follow; once for each process. A second call, and a call after `close`, do nothing."""
+        """Start to follow; no effect while it does. After `close` it follows again, and keeps what it had until then."""
         with self._start_lock:
-            if self._thread is None and not self._closing.is_set():
+            if self._closing.is_set():
+                if self._thread is not None:
+                    self._thread.join()  # nearly always over: `close` has waited for it
+                self._closing, self._inbox, self._thread = threading.Event(), queue.Queue(maxsize=32), None
+                self._failing, self._loss = False, None
+            if self._thread is None:
                 self._problem = f"waiting for the first answer of the Workload API at {self.endpoint}"
                 self._thread = threading.Thread(target=self._run, name="proxyless-identity", daemon=True)
                 self._thread.start()
@@ -181,7 +187,7 @@ class WorkloadApiSource:
                 retry=tenacity.retry_if_exception_type(_StreamLostError),
                 wait=self._delay,
                 stop=tenacity.stop_when_event_set(self._closing),
-                sleep=self._pause,
+                sleep=self._back_off,
                 reraise=True,
             )
             try:
@@ -232,12 +238,16 @@ class WorkloadApiSource:
         finally:
             stream.close()
 
-    def _pause(self, seconds: float) -> None:
-        """Sleep, while looking at the clock and dropping what old streams still say."""
+    def _back_off(self, seconds: float) -> None:
+        sit_out(seconds, self._pause, self.endpoint.target if self.endpoint.kind == "unix" else "")
+
+    def _pause(self, seconds: float) -> bool:
+        """Sleep, while looking at the clock and dropping what old streams still say. -> closing"""
         end = time.monotonic() + seconds
         while not self._closing.is_set() and (left := end - time.monotonic()) > 0:
             if self._next_event(min(left, self._next_look())) is None:
                 self._look_at_clock()
+        return self._closing.is_set()
 
     def _next_event(self, timeout: float) -> Any:
         try:

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from proxyless.core.learned import Learned
@@ -45,7 +46,8 @@ class Mesh:
 
     Args:
         settings: None reads the environment.
-        identity_source: where our SVID comes from; None: the Workload API of the settings, else no identity.
+        identity_source: where our SVID comes from; it is started here, and closed by whoever made it. None: the Workload API
+            of the settings, else no identity.
 
     Attributes:
         snapshot: the configuration in use; None before the first.
@@ -62,6 +64,7 @@ class Mesh:
     _all: ClassVar[weakref.WeakSet[Mesh]] = weakref.WeakSet()
 
     def __init__(self, settings: Settings | None = None, *, identity_source: IdentitySource | None = None) -> None:
+        self._from_environment = settings is None
         self.settings = settings if settings is not None else Settings.from_environment()
         self._given_identity = identity_source
         self._reset()
@@ -82,6 +85,8 @@ class Mesh:
         self._lock = threading.RLock()
         self._started = self._draining = False
         self._serial = ""
+        self._generations = 0  # used up by earlier runs
+        self._unsubscribe: Callable[[], None] | None = None
         self._latch = Latch()
         self._xds: XdsClient | None = None
         self._announcement: Announcement | None = None
@@ -94,27 +99,38 @@ class Mesh:
         self.rng = random.Random()  # noqa: S311 - splits and picks, no secrets
 
     def start(self) -> None:
-        """Connect to the Workload API and the control plane, in the background. Idempotent; returns at once."""
+        """Connect to the Workload API and the control plane, in the background. Idempotent; returns at once.
+
+        Raises:
+            SettingsError: a setting cannot be used. Nothing runs then.
+        """
         if self._started:
             return
         with self._lock:
             if self._started:
                 return
-            self._started = True
-            self._warn_about_settings()
-            self.telemetry.start()
-            source = self.identity_source
-            if source is not None:
-                source.subscribe(self._identity_changed)
-                source.start()
-            if self.settings.xds:
-                self._start_xds()
-            self._announce()
-            if self.settings.admin not in ("", "off"):
-                self._start_admin()
+            self._started, self._draining = True, False
+            try:
+                self._start_parts()
+            except BaseException:
+                self.close()
+                raise
+
+    def _start_parts(self) -> None:
+        self._warn_about_settings()
+        self.telemetry.start()
+        source = self.identity_source
+        if source is not None:
+            self._unsubscribe = source.subscribe(self._identity_changed)
+            source.start()
+        if self.settings.xds:
+            self._start_xds()
+        self._announce()
+        if self.settings.admin not in ("", "off"):
+            self._start_admin()
 
     def close(self) -> None:
-        """Stop all threads; what was received stays readable. May be started again."""
+        """Stop all threads; what was received stays in use. May be started again."""
         with self._lock:
             if not self._started:
                 return
@@ -128,7 +144,10 @@ class Mesh:
             if self._xds is not None:
                 self._xds.close()
                 self._xds = None
-            if self._identity_source is not None:
+            if self._unsubscribe is not None:
+                self._unsubscribe()
+                self._unsubscribe = None
+            if self._identity_source is not None and self._given_identity is None:
                 self._identity_source.close()
             if self._telemetry is not None:
                 self._telemetry.close()
@@ -178,21 +197,28 @@ class Mesh:
             source = self.identity_source
             if source is None:
                 raise NoIdentityError("no Workload API is configured: set SPIFFE_ENDPOINT_SOCKET")
-            contexts = self._contexts = TlsContexts(source)
+            with self._lock:
+                contexts = self._contexts
+                if contexts is None:
+                    contexts = self._contexts = TlsContexts(source)
         return contexts
 
     @property
     def telemetry(self) -> Telemetry:
+        """Metrics and access log; there before `start`, because a request may come earlier."""
         telemetry = self._telemetry
         if telemetry is None:
             settings = self.settings
-            telemetry = self._telemetry = Telemetry(
-                workload=settings.workload,
-                namespace=settings.namespace,
-                labels=settings.labels,
-                service=settings.service,
-                access_log=settings.access_log,
-            )
+            with self._lock:
+                telemetry = self._telemetry
+                if telemetry is None:
+                    telemetry = self._telemetry = Telemetry(
+                        workload=settings.workload,
+                        namespace=settings.namespace,
+                        labels=settings.labels,
+                        service=settings.service,
+                        access_log=settings.access_log,
+                    )
         return telemetry
 
     @property
@@ -212,6 +238,7 @@ class Mesh:
 
     @property
     def ready(self) -> bool:
+        """`configured`, not on its way out, and not refused as what it wants to be."""
         return self.configured and not self._draining and not self._refused()
 
     def not_ready_reasons(self) -> list[str]:
@@ -234,12 +261,12 @@ class Mesh:
     def wait_configured(self, timeout: float) -> bool:
         """Block until `configured`, at most `timeout` seconds. Starts the mesh."""
         self.ensure()
-        return self.configured or self._latch.wait(timeout)
+        return self.configured or (self._latch.wait(timeout) and self.configured)
 
     async def await_configured(self, timeout: float) -> bool:
         """The same in an event loop."""
         self.ensure()
-        return self.configured or await self._latch.wait_async(timeout)
+        return self.configured or (await self._latch.wait_async(timeout) and self.configured)
 
     def ensure(self) -> None:
         """`start`, at the price of two attribute reads when it already runs in this process."""
@@ -253,6 +280,8 @@ class Mesh:
     def _start_xds(self) -> None:
         from proxyless.xds.client import XdsClient, node_message
 
+        if self.snapshot is not None:
+            self._generations = self.snapshot.generation
         self._xds = XdsClient(
             self.settings.xds, lambda: node_message(self.settings), self._publish, credentials=self._credentials()
         )
@@ -287,6 +316,8 @@ class Mesh:
 
     def _publish(self, snapshot: Snapshot) -> None:
         """Called by the xDS thread. One assignment; requests in flight keep the snapshot they have."""
+        if self._generations:  # a number stands for one snapshot in the life of a process: connections remember it
+            snapshot = replace(snapshot, generation=self._generations + snapshot.generation)
         self.snapshot = snapshot
         self.learned.prune(snapshot)
         self.telemetry.metrics.set(families.CONFIG_GENERATION, snapshot.generation)
@@ -297,12 +328,22 @@ class Mesh:
             metrics = self.telemetry.metrics
             metrics.identify(str(identity.svid.spiffe_id))
             metrics.set(families.IDENTITY_EXPIRY, identity.svid.not_after)
-            if self._serial not in ("", identity.svid.serial):
+            if not self._serial:
+                self._hurry()
+            elif self._serial != identity.svid.serial:
                 metrics.add(families.IDENTITY_ROTATIONS)
             self._serial = identity.svid.serial
-            if self.snapshot is None and self._xds is not None and not self.settings.xds.startswith("unix:"):
-                self._xds.reconnect()  # it could not connect without an identity: no need to sit out the back-off
         self._open_latch()
+
+    def _hurry(self) -> None:
+        """The first identity is there. Nothing could connect over TLS without it: no need to sit out the back-off."""
+        if self.settings.xds.startswith("unix:"):
+            return
+        xds, announcement = self._xds, self._announcement
+        if xds is not None:
+            xds.reconnect()
+        if announcement is not None:
+            announcement.reconnect()
 
     def _open_latch(self) -> None:
         if not self._latch.is_open and self.configured:
@@ -331,10 +372,12 @@ _LOADED = time.monotonic()
 
 
 def _after_fork() -> None:
-    """In a child: threads, channels, locks and keys of the parent are gone."""
-    Mesh._default = None
+    """In a child: threads, channels, locks and keys of the parent are gone. The meshes themselves stay: middleware and
+    transports that were made before the fork hold them. What a launcher has put into the environment since then counts."""
     Mesh._default_lock = threading.Lock()
     for mesh in list(Mesh._all):
+        if mesh._from_environment:
+            mesh.settings = Settings.from_environment()
         mesh._reset()
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from proxyless.errors import ControlPlaneUnavailableError, ProxylessError
+from proxyless.unix import sit_out
 
 __all__ = ["ChannelSecurity", "Conversation", "Credentials", "StreamDriver", "StreamStatus", "open_channel"]
 
@@ -214,7 +215,8 @@ class StreamDriver:
         return float(base * (1 + WAIT_JITTER * (2 * self._rng() - 1)))
 
     def _pause(self, seconds: float) -> None:
-        self._hurry.wait(seconds)
+        kind, _, path = self._target.partition(":")
+        sit_out(seconds, self._hurry.wait, path if kind == "unix" else "")
 
     def _failed(self, state: Any) -> None:
         error = str(state.outcome.exception())

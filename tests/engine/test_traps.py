@@ -466,6 +466,31 @@ def test_a_streamed_body_arrives_whole(flavour: str) -> None:
         assert client.request(chunked, chunks(3, 4)).reused
 
 
+@pytest.mark.parametrize("body", [b"", b"zzzz", b"z" * 100_000], ids=["empty", "short", "long"])
+@pytest.mark.parametrize("expect", [False, True], ids=["", "expect"])
+def test_a_whole_body_that_the_caller_announces_as_chunked_has_an_end(flavour: str, body: bytes, expect: bool) -> None:
+    def script(peer: Peer) -> None:
+        for _ in range(2):
+            head = peer.head()
+            if body:
+                if b"Expect" in head:
+                    peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+                assert peer.until(b"\r\n") == b"%x\r\n" % len(body)
+                assert peer.exactly(len(body) + 2) == body + b"\r\n"
+            assert peer.exactly(5) == b"0\r\n\r\n"
+            peer.send(OK)
+        peer.head()
+        peer.send(OK)
+        peer.wait_closed()
+
+    headers = [(b"Transfer-Encoding", b"chunked")] + [(b"Expect", b"100-continue")] * expect
+    with Server(script) as server, engine(flavour) as client:
+        target = Target(server.address)
+        for _ in range(2):
+            assert client.request(target.attempt("POST", headers=headers), body).body == b"ok"
+        assert client.request(target.attempt("GET")).reused
+
+
 def test_a_large_body_arrives_whole(flavour: str) -> None:
     body = bytes(range(256)) * 8192
 

@@ -350,6 +350,7 @@ def test_closing_is_quiet_quick_and_leaves_the_identity(
     agent.answers = [state(A.svid(WEB))]
     source = follow()
     assert source.wait(10)
+    eventually(lambda: "identity" in caplog.text)  # it is said after it is published
     caplog.clear()
     start = time.monotonic()
     source.close()
@@ -357,8 +358,20 @@ def test_closing_is_quiet_quick_and_leaves_the_identity(
     assert time.monotonic() - start < 2
     assert source.current is not None
     assert [record for record in caplog.records if record.name.startswith("proxyless")] == []
+
+
+def test_after_closing_it_may_start_again_and_keeps_what_it_had(agent: Agent, follow: Any) -> None:
+    first, second = A.svid(WEB), A.svid(WEB)
+    agent.answers = [state(first)]
+    source = follow()
+    assert source.wait(10)
+    source.close()
+    agent.answers = [state(second)]
+    assert serial(source) == first.serial
     source.start()
-    assert len(agent.calls) == 1
+    source.start()
+    eventually(lambda: serial(source) == second.serial)
+    assert len(agent.calls) == 2
 
 
 def test_nothing_runs_before_start_and_the_status_says_so(path: Path) -> None:
