@@ -18,6 +18,7 @@ PROXYLESS_WORKERS_DIR       directory shared by the workers of one server; set b
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -28,6 +29,10 @@ from proxyless.errors import SettingsError
 __all__ = ["Disabled", "NodeKind", "Settings"]
 
 NodeKind = Literal["sidecar", "router"]
+
+
+_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
+_NUMBER = re.compile(r"[0-9]{1,5}")
 
 
 class Disabled(StrEnum):
@@ -47,7 +52,6 @@ class Settings:
         spiffe_socket: Workload API endpoint; empty: no identity.
         service, port, address, labels: what to register; an empty service registers nothing. Port 0: not known yet.
         node_kind: ``sidecar`` for workloads, ``router`` for gateways.
-        xds_server_id: SPIFFE ID the control plane must have on TCP; empty: any of our own trust domain.
         start_timeout: seconds an outbound call without a timeout of its own waits for the first configuration.
     """
 
@@ -65,7 +69,6 @@ class Settings:
     admin: str = ""
     access_log: str = "off"
     workers_dir: str = ""
-    xds_server_id: str = ""
     start_timeout: float = 5.0
 
     def __post_init__(self) -> None:
@@ -116,15 +119,14 @@ def _address(env: Mapping[str, str], name: str) -> str:
     text = env.get(name, "")
     if not text or text.startswith(("unix:/", "unix:./")):
         return text
-    host, separator, port = text.rpartition(":")
-    if not separator or not host or not port.isdigit() or "://" in text:
+    if not _HOST_AND_PORT.fullmatch(text) or not 0 < int(text.rpartition(":")[2]) < 65536:
         raise SettingsError(f"{name}={text!r} is no address: write unix:/run/xds.sock or istiod.istio-system:15012")
     return text
 
 
 def _port(env: Mapping[str, str], name: str) -> int:
     text = env.get(name, "") or "0"
-    if not text.isdigit() or int(text) > 65535:
+    if not _NUMBER.fullmatch(text) or int(text) > 65535:
         raise SettingsError(f"{name}={text!r} is no port: write a number from 1 to 65535, for example 8000")
     return int(text)
 

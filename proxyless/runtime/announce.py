@@ -1,7 +1,8 @@
 """Registration of this workload with an embedded control plane, and the moment from which it may be called.
 
 A workload is READY when the mesh is (configuration and identity are there) and its port accepts connections, seen by
-connecting to it: servers bind at different times, some before and some after the application has started.
+connecting to it: servers bind at different times, some before and some after the application has started. When the mesh is
+not any more, for example because the identity was withdrawn, callers are told so.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Announcement:
         self._ready = ready
         self._registration = WorkloadRegistration(settings.xds, workload, credentials=credentials)
         self._stopped = threading.Event()
+        self._saying = threading.Lock()  # what was seen a moment ago is not said after DRAINING
         self._thread = threading.Thread(target=self._announce, name="proxyless-announce", daemon=True)
 
     def start(self) -> None:
@@ -57,9 +59,14 @@ class Announcement:
     def status(self) -> RegistrationStatus:
         return self._registration.status
 
+    def reconnect(self) -> None:
+        """Try again now: a reason to wait is gone."""
+        self._registration.reconnect()
+
     def drain(self, timeout: float) -> None:
         """From now on no new configuration names this workload; waits until the control plane has taken note."""
-        self._stopped.set()
+        with self._saying:
+            self._stopped.set()
         self._registration.drain(timeout)
 
     def close(self) -> None:
@@ -67,12 +74,14 @@ class Announcement:
         self._registration.close()
 
     def _announce(self) -> None:
-        pause = FIRST_LOOK
+        announced, pause = False, FIRST_LOOK
         while not self._stopped.wait(pause):
-            if self._ready() and self._accepts():
-                self._registration.set_readiness(Readiness.READY)
-                return
-            pause = min(pause * 1.5, LAST_LOOK)
+            ready = self._ready() and (announced or self._accepts())  # whoever was seen to listen is not asked again
+            with self._saying:
+                if ready != announced and not self._stopped.is_set():
+                    announced = ready
+                    self._registration.set_readiness(Readiness.READY if ready else Readiness.NOT_READY)
+            pause = LAST_LOOK if ready else min(pause * 1.5, LAST_LOOK)
 
     def _accepts(self) -> bool:
         try:

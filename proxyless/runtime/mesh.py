@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from proxyless.core.learned import Learned
 from proxyless.core.snapshot import Snapshot
-from proxyless.errors import NoIdentityError
+from proxyless.errors import NoIdentityError, SettingsError
 from proxyless.runtime.memory import give_back
 from proxyless.runtime.waiting import Latch
 from proxyless.settings import Settings
@@ -271,11 +271,22 @@ class Mesh:
     def ensure(self) -> None:
         """`start`, at the price of two attribute reads when it already runs in this process."""
         if self._pid != os.getpid():
-            self._reset()
+            self._forget()
         if not self._started:
             self.start()
 
     # -------------------------------------------------------------------------------------------------- internals
+
+    def _forget(self) -> None:
+        """In a forked child: begin anew. What a launcher has put into the environment since our making counts."""
+        if self._unsubscribe is not None:  # a source that was given to us lives on, by its own rules
+            self._unsubscribe()
+        self._reset()
+        if self._from_environment:
+            try:
+                self.settings = Settings.from_environment()
+            except SettingsError:
+                log.exception("the environment of this process cannot be used; that of its parent counts")
 
     def _start_xds(self) -> None:
         from proxyless.xds.client import XdsClient, node_message
@@ -359,7 +370,7 @@ class Mesh:
         return str(status) if status.refusal else None
 
     def _warn_about_settings(self) -> None:
-        if self.settings.disabled_outbound:
+        if self.settings.disabled_outbound and self.settings.node_kind != "router":  # a gateway speaks for itself
             log.critical("PROXYLESS_DISABLED=%s: outbound calls do not go through the mesh", self.settings.disabled)
             self.telemetry.metrics.set(families.DISABLED, 1, "outbound")
         if not self.settings.xds:
@@ -373,12 +384,10 @@ _LOADED = time.monotonic()
 
 def _after_fork() -> None:
     """In a child: threads, channels, locks and keys of the parent are gone. The meshes themselves stay: middleware and
-    transports that were made before the fork hold them. What a launcher has put into the environment since then counts."""
+    transports that were made before the fork hold them."""
     Mesh._default_lock = threading.Lock()
     for mesh in list(Mesh._all):
-        if mesh._from_environment:
-            mesh.settings = Settings.from_environment()
-        mesh._reset()
+        mesh._forget()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -115,6 +115,10 @@ class WorkloadRegistration:
         self._conversation.change(readiness)
         self._driver.wake()
 
+    def reconnect(self) -> None:
+        """Open a new stream now instead of waiting for the next attempt. Any thread."""
+        self._driver.reconnect()
+
     def drain(self, timeout: float) -> bool:
         """Say DRAINING and wait until the server has taken note, at most `timeout` seconds; True when it has.
 
