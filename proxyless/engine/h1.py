@@ -91,7 +91,7 @@ def request_head(
         kind = _kinds.get(name)
         if kind is None:
             kind = _classify(name)
-        if kind:
+        if kind and not (kind == _CONNECTION and value == b"keep-alive"):  # which nearly every client sends
             special.append((kind, value))
         parts += (name, b": ", value, b"\r\n")
     chunked, length, expect, close = _framing(special, body_length) if special else (False, None, False, False)

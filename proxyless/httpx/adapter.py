@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from proxyless.core.actions import Action, Deliver, Fail, Reply
@@ -97,7 +98,7 @@ def core_request(request: Any, *, replayable: bool) -> Request:
         authority=authority or (host if port is None else f"{host}:{port}"),
         scheme=scheme,
         query=query,
-        destination=Address(host, (443 if scheme == "https" else 80) if port is None else port),
+        destination=_address(host, (443 if scheme == "https" else 80) if port is None else port),
         sni=host if scheme == "https" else "",
         body_replayable=replayable,
     )
@@ -108,7 +109,12 @@ def timeouts_of(request: Any) -> Timeouts:
     given = request.extensions.get("timeout")
     if not given:
         return UNLIMITED
-    return Timeouts(given.get("connect"), given.get("read"), given.get("write"), given.get("pool"))
+    return _timeouts(given.get("connect"), given.get("read"), given.get("write"), given.get("pool"))
+
+
+# A client's requests have the same limits and mostly the same few destinations: finding such a tuple costs half of making it.
+_timeouts = lru_cache(64)(Timeouts)
+_address = lru_cache(1024)(Address)
 
 
 def start_limit(timeouts: Timeouts, mesh: MeshLike) -> float:

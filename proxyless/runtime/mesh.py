@@ -73,6 +73,8 @@ class Mesh:
     @classmethod
     def default(cls) -> Mesh:
         """The one mesh of this process, made from the environment on first use."""
+        if cls._default is not None:
+            return cls._default
         with cls._default_lock:
             if cls._default is None:
                 cls._default = cls()
@@ -170,6 +172,11 @@ class Mesh:
             if self._xds is not None:
                 self._xds.reconnect()  # the node says which port is ours
 
+    def hold(self, part: str, reason: str) -> None:
+        """Not ready for this reason, which belongs to `part` of the process; empty: `part` has none any more."""
+        held = {name: why for name, why in self._held.items() if name != part}
+        self._held = {**held, part: reason} if reason else held
+
     # ----------------------------------------------------------------------------------------------------- parts
 
     @property
@@ -239,7 +246,7 @@ class Mesh:
     @property
     def ready(self) -> bool:
         """`configured`, not on its way out, and not refused as what it wants to be."""
-        return self.configured and not self._draining and not self._refused()
+        return self.configured and not self._draining and not self._held and not self._refused()
 
     def not_ready_reasons(self) -> list[str]:
         """Why `ready` is false; empty when it is true."""
@@ -256,7 +263,7 @@ class Mesh:
             reasons.append(f"identity: {source.status or 'no SVID yet'}")
         if (refusal := self._refused()) is not None:
             reasons.append(refusal)
-        return reasons
+        return [*reasons, *(f"{part}: {reason}" for part, reason in self._held.items())]
 
     def wait_configured(self, timeout: float) -> bool:
         """Block until `configured`, at most `timeout` seconds. Starts the mesh."""
