@@ -89,6 +89,7 @@ class Mesh:
         self._serial = ""
         self._generations = 0  # used up by earlier runs
         self._unsubscribe: Callable[[], None] | None = None
+        self._held: dict[str, str] = {}  # replaced, never changed: any thread reads it
         self._latch = Latch()
         self._xds: XdsClient | None = None
         self._announcement: Announcement | None = None
