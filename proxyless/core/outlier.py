@@ -63,14 +63,14 @@ def observe_status(
     found: tuple[Ejection, ...] = ()
     if status in (502, 503, 504):
         endpoint.consecutive_gateway_failure += 1
-        if endpoint.consecutive_gateway_failure == rules.consecutive_gateway_failure and not endpoint.ejected_until:
+        if _reached(endpoint, endpoint.consecutive_gateway_failure, rules.consecutive_gateway_failure):
             share = rules.enforcing_consecutive_gateway_failure
             found = _eject(rules, upstream, state, endpoint, "consecutive_gateway_failure", share, now, rng)
             endpoint.consecutive_gateway_failure = 0
     else:
         endpoint.consecutive_gateway_failure = 0
     endpoint.consecutive_5xx += 1
-    if endpoint.consecutive_5xx == rules.consecutive_5xx and not endpoint.ejected_until:
+    if _reached(endpoint, endpoint.consecutive_5xx, rules.consecutive_5xx):
         share = rules.enforcing_consecutive_5xx
         found += _eject(rules, upstream, state, endpoint, "consecutive_5xx", share, now, rng)
         endpoint.consecutive_5xx = 0
@@ -95,12 +95,18 @@ def observe_local_failure(
         status = _LOCAL_TIMEOUT if timed_out else _LOCAL_FAILURE
         return observe_status(upstream, state, endpoint, status, now, rng)
     endpoint.consecutive_local_origin_failure += 1
-    if endpoint.consecutive_local_origin_failure != rules.consecutive_local_origin_failure or endpoint.ejected_until:
+    if not _reached(endpoint, endpoint.consecutive_local_origin_failure, rules.consecutive_local_origin_failure):
         return ()
     share = rules.enforcing_consecutive_local_origin_failure
     found = _eject(rules, upstream, state, endpoint, "consecutive_local_origin_failure", share, now, rng)
     endpoint.consecutive_local_origin_failure = 0
     return found
+
+
+def _reached(endpoint: EndpointState, count: int, threshold: int) -> bool:
+    """At or beyond it: two threads may count one result each before either looks, and a push may lower the threshold. 0 is
+    never reached, as in Envoy."""
+    return 0 < threshold <= count and not endpoint.ejected_until
 
 
 def _eject(

@@ -247,3 +247,19 @@ def test_never_more_are_out_than_the_cap_allows(
         due = [bench.state.endpoint(address(host)).ejected_until for host in bench.out]
         assert bench.state.next_return == min(due, default=inf)
         assert all(bench.now - 10.0 <= until <= bench.now + 11.0 for until in due)
+
+
+def test_a_count_beyond_the_threshold_ejects_too() -> None:
+    """Two threads may count before either looks, and a push may lower the threshold below what was counted."""
+    bench = Bench(2, consecutive_5xx=5, max_ejection_percent=50)
+    bench.see(0, 500, 500, 500)
+    stricter = OutlierDetection(consecutive_5xx=2, max_ejection_percent=50)
+    bench.upstream = upstream_of(cluster("c", 2, outlier=stricter))
+    bench.see(0, 500)
+    assert bench.out == {0}
+
+
+def test_a_threshold_of_zero_is_never_reached() -> None:
+    bench = Bench(2, consecutive_5xx=0, consecutive_gateway_failure=0, max_ejection_percent=100)
+    bench.see(0, *[503] * 20)
+    assert not bench.out
