@@ -135,7 +135,11 @@ class Learned:
 
 def _prune_endpoints(state: ClusterState, addresses: frozenset[Address]) -> None:
     for address in [address for address in list(state.endpoints) if address not in addresses]:
-        if state.ejected.pop(address, None) is not None:
+        endpoint = state.ejected.pop(address, None)
+        if endpoint is not None:
+            endpoint.ejected_until = (
+                0.0  # nobody else would end it, should the endpoint return while a request holds this
+            )
             state.version += 1
         endpoint = state.endpoints.get(address)
         if endpoint is not None and not endpoint.active:

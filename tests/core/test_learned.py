@@ -43,3 +43,17 @@ def test_an_endpoint_that_left_is_no_longer_counted_as_ejected() -> None:
     assert set(state.ejected) == {address(2)}
     learned.prune(compile_snapshot(Resources(clusters={"c": cluster("c", 2)}), None, 2))
     assert not state.ejected
+
+
+def test_an_endpoint_that_left_while_ejected_and_in_use_is_not_out_for_good_when_it_returns() -> None:
+    learned = Learned()
+    state = learned.cluster("c")
+    rules = OutlierDetection(consecutive_5xx=1, max_ejection_percent=100)
+    before = upstream_of(cluster("c", 3, outlier=rules))
+    endpoint = state.endpoint(address(2))
+    endpoint.active = 1
+    observe_status(before, state, endpoint, 500, 1000.0, Chance())
+    learned.prune(compile_snapshot(Resources(clusters={"c": cluster("c", 2)}), None, 2))
+    learned.prune(compile_snapshot(Resources(clusters={"c": cluster("c", 3)}), None, 3))
+    assert state.endpoint(address(2)) is endpoint
+    assert not endpoint.ejected_until
