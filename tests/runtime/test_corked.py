@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from proxyless.runtime.corked import MAX_JOINED, CorkedTransport
@@ -26,8 +27,8 @@ class Recorder:
     def abort(self) -> None:
         self.calls.append("abort")
 
-    def get_extra_info(self, name: str) -> str:
-        return name
+    def get_extra_info(self, name: str) -> str | None:
+        return None if name == "socket" else name
 
 
 def _after(*steps: tuple[str, Any]) -> tuple[list[Any], list[Any]]:
@@ -87,3 +88,29 @@ def test_a_buffer_may_be_used_again_after_its_write() -> None:
         return recorder.calls
 
     assert asyncio.run(run()) == [b"headbody"]
+
+
+def test_small_packets_do_not_wait_to_be_acknowledged() -> None:
+    """Also where the listening socket was made as uvicorn makes it, which asyncio leaves with Nagle's algorithm on."""
+
+    async def run() -> int:
+        loop = asyncio.get_running_loop()
+        accepted: asyncio.Future[asyncio.BaseTransport] = loop.create_future()
+
+        class Accepting(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                accepted.set_result(transport)
+
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            server = await loop.create_server(Accepting, sock=listening)
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            corked = CorkedTransport(await accepted, loop)  # type: ignore[arg-type]  # a socket's transport
+            option: int = corked.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            corked.close()
+            writer.close()
+            server.close()
+            await server.wait_closed()
+        return option
+
+    assert asyncio.run(run())
