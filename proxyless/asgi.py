@@ -37,8 +37,10 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXTENSION = "proxyless"  # scope["extensions"]; holds a Connection object that no header can make
 ODD_TARGET = "proxyless.target"  # scope; the request target as sent when it has more than a path and a query
+EXCHANGE = "proxyless.exchange"  # scope; the record of the request that was judged, for a middleware further in
 STATE = "proxyless.mesh"  # lifespan state, where a server's protocol finds the mesh of its application
 
+_SAFE = "/:@!$&'()*+,;=-._~"  # of a path: what stands for itself (RFC 3986 3.3)
 _SEPARATORS = (b"-", b"_")
 # A name that only a gateway may set, in every spelling that a framework might fold into it, and Istio's metadata exchange.
 _STRIPPED = frozenset(
@@ -108,7 +110,8 @@ class MeshMiddleware:
         if not isinstance(connection, Connection):
             connection = self._plaintext(scope, gate)
         elif connection.gate is gate:  # enforced further out, by the server's protocol or an outer middleware
-            await self.app(scope, receive, send)
+            if not scope.get("root_path") or await _admitted_below_root(gate, connection, scope, receive, send):
+                await self.app(scope, receive, send)
             return
         await serve(gate, connection, self.app, scope, receive, send)
 
@@ -237,7 +240,8 @@ async def serve(
         await _refuse(exchange, scope, receive, send)
         exchange.end()
         return
-    scope = {**scope, "headers": headers, "extensions": {**(scope.get("extensions") or {}), EXTENSION: connection}}
+    extensions = {**(scope.get("extensions") or {}), EXTENSION: connection}
+    scope = {**scope, "headers": headers, "extensions": extensions, EXCHANGE: exchange}
     path = admission.request.path
     if path != raw:
         _rewrite(scope, path, raw)
@@ -274,20 +278,49 @@ def _views(scope: Scope, root_path: str | None) -> tuple[str, tuple[str, ...]]:
     """The path as it was on the wire, escaped, and the other readings that must be admitted too."""
     decoded: str = scope["path"]
     raw_path = scope.get("raw_path")
-    raw = (
-        raw_path.decode("latin-1")
-        if raw_path
-        else quote(decoded, safe="/:@!$&'()*+,;=-._~%" if "%" not in decoded else "/:@!$&'()*+,;=-._~")
-    )
-    prefix = scope.get("app_root_path", scope.get("root_path", "")) if root_path is None else root_path
+    raw = raw_path.decode("latin-1") if raw_path else quote(decoded, safe=_SAFE)
+    prefix = _root_path(scope) if root_path is None else root_path
     views: tuple[str, ...] = ()
     plain = raw == decoded and "%" not in raw  # most are, and unescape to themselves
     if raw_path and not plain and unquote(raw) != decoded:  # something between the server and us has changed `path`
-        views = (quote(decoded, safe="/:@!$&'()*+,;=-._~"),)
-    if prefix and raw.startswith(prefix):
+        views = (quote(decoded, safe=_SAFE),)
+    if prefix and raw.startswith(prefix) and (root_path is not None or raw[len(prefix) :][:1] in ("", "/")):
         views = (*views, raw)
         raw = raw[len(prefix) :] or "/"
+    elif prefix and (below := _below(prefix, decoded)) is not None:  # the prefix itself has escapes on the wire
+        views = (*views, below)
     return raw, views
+
+
+def _root_path(scope: Scope) -> str:
+    """What the outermost application puts before its routes; a mount further in changes `root_path` only."""
+    prefix: str = scope.get("app_root_path", scope.get("root_path", ""))
+    return prefix
+
+
+def _below(prefix: str, decoded: str) -> str | None:
+    """The path below `prefix`, escaped, as a framework routes by it; None when it is not below."""
+    rest = decoded.removeprefix(prefix)
+    if not decoded.startswith(prefix) or rest[:1] not in ("", "/"):
+        return None
+    return quote(rest or "/", safe=_SAFE)
+
+
+async def _admitted_below_root(
+    gate: InboundGate, connection: Connection, scope: Scope, receive: Receive, send: Send
+) -> bool:
+    """An application may have given itself a root path (`FastAPI(root_path=...)`) after the server's protocol judged the
+    whole path: what it routes by must be admitted too. False: the refusal has been sent."""
+    exchange, below = scope.get(EXCHANGE), _below(_root_path(scope), scope["path"])
+    if below is None or not isinstance(exchange, InboundExchange) or exchange.request.path == below:
+        return True
+    admission = gate.admit(connection, reading(exchange.request, below))
+    if admission.allowed:
+        return True
+    exchange.refuse(admission)
+    exchange.sent = 0  # counted as it is sent
+    await _refuse(exchange, scope, receive, send)
+    return False
 
 
 def _rewrite(scope: Scope, path: str, raw: str) -> None:

@@ -194,6 +194,13 @@ def test_a_root_path_hides_nothing(fixture):
     assert call(app, http_scope("/api/admin", root_path="/api"))[0] == 403
     assert call(app, http_scope("/admin", root_path="/api"))[0] == 403
     assert call(app, http_scope("/admin/x", root_path="/admin"))[0] == 403
+    assert call(app, http_scope("/%61pi/admin", root_path="/api"))[0] == 403
+
+
+def test_a_path_that_only_begins_like_the_root_path_is_not_below_it(fixture):
+    app, reached = judged(fixture, DENY_ADMIN)
+    assert call(app, http_scope("/apis/x", root_path="/api"))[0] == 200
+    assert reached.scopes[-1]["path"] == "/apis/x"
 
 
 def test_a_mounted_application_is_judged_by_the_whole_path(fixture):

@@ -293,3 +293,27 @@ def test_an_idle_client_does_not_hold_back_the_shutdown(world):
         waiting = socket.create_connection(("127.0.0.1", server.port))
     secured.close()
     waiting.close()
+
+
+def test_a_root_path_that_the_application_gives_itself_hides_nothing(world):
+    """`FastAPI(root_path=...)` sets it after the protocol has judged the whole path, and routes by the rest."""
+    fixture = Fixture(world)
+    fixture.configure("PERMISSIVE", deny(policy("deny-admin", paths("/admin"))))
+    inner = MeshMiddleware(echo, mesh=fixture.mesh)
+
+    async def app(scope, receive, send):
+        await inner({**scope, "root_path": "/api"}, receive, send)
+
+    with Server(app, MeshHttpToolsProtocol) as server:
+        statuses = [get(server.port, path)[0] for path in ("/admin", "/api/admin", "/%61pi/admin", "/api/x", "/x")]
+    assert statuses == [403, 403, 403, 200, 200]
+    counted = fixture.value("istio_requests_total", reporter="destination")
+    assert (counted, fixture.value("proxyless_inbound_denied_total", reason="policy")) == (5, 3)
+
+
+def test_the_root_path_of_the_server_is_judged_once(world):
+    fixture = Fixture(world)
+    fixture.configure("PERMISSIVE", deny(policy("deny-admin", paths("/admin"))))
+    app = MeshMiddleware(echo, mesh=fixture.mesh)
+    with Server(app, MeshHttpToolsProtocol, root_path="/api") as server:
+        assert [get(server.port, path)[0] for path in ("/admin", "/x")] == [403, 200]
