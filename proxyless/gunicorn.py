@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from proxyless.runtime.accept import RefusedConnection, accept_blocking, address_of, connection_of, report
-from proxyless.runtime.inbound import gate_of, serving_mesh
+from proxyless.runtime.inbound import Connection, gate_of, serving_mesh
 
 __all__ = [
     "certfile",
@@ -101,12 +101,19 @@ START_WAIT = 2.0  # seconds a new worker waits for its first configuration befor
 
 
 def pre_request(worker: Any, request: Any) -> None:
-    """In a worker: the last response before a certificate ends closes its connection."""
+    """In a worker: the last response before a certificate ends closes its connection, and so does the refusal of a connection
+    that the mode of the moment does not take any more. (A `Connection` header of an application is dropped by gunicorn.)"""
     import time
 
     connection = connection_of(getattr(request.unreader, "sock", None))
-    if connection is not None and connection.ends_soon(time.time()):
+    if connection is not None and (connection.ends_soon(time.time()) or _is_outdated(connection)):
         request.force_close()
+
+
+def _is_outdated(connection: Connection) -> bool:
+    gate = connection.gate
+    snapshot = None if gate is None or gate.open else gate.mesh.snapshot
+    return snapshot is not None and connection.chain(snapshot) is None
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -138,6 +138,15 @@ def test_strict_mode_ends_plain_text_before_any_request(server, world):
     assert get(server.port, "/", client_context(None, world.authority.bundle, ["istio"])) == (0, b"")
 
 
+def test_a_kept_connection_ends_when_the_mode_does_not_take_it_any_more(server, world):
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    with raw(server.port) as sock:
+        assert ask(sock, request)[0] == 200
+        configure(server, "STRICT")
+        assert ask(sock, request)[0] in (403, 0)  # 0: a sync worker keeps no connection
+        assert ask(sock, request) == (0, b"")
+
+
 def test_a_peer_of_another_authority_is_refused(server, world):
     stranger = World()
     assert get(server.port, "/", client_context(stranger.svid("billing"), world.authority.bundle, ["istio"])) == (
