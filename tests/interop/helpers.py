@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -111,6 +112,13 @@ class Envoy:
 
 def access_log_of(folder: Path) -> Path:
     return folder / "access.log"
+
+
+def free_port() -> int:
+    """For a server that cannot be asked where it listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 # ---------------------------------------------------------------------------------------------------------- configuration

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 
 from proxyless.controlplane.server import XDS_SOCKET, ControlPlane
 from tests.controlplane.helpers import eventually, write
-from tests.interop.helpers import START, Backend, Envoy, http2_cluster, needs_envoy
+from tests.interop.helpers import START, Backend, Envoy, free_port, http2_cluster, needs_envoy
 
 pytestmark = needs_envoy
 
@@ -82,12 +81,6 @@ spec:
   action: DENY
   rules: [{to: [{operation: {paths: ["/admin*"]}}]}]
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def bootstrap(xds: Path, account: str) -> dict[str, Any]:
