@@ -31,6 +31,7 @@ from proxyless.runtime.accept import (
     tls_context,
     verified,
 )
+from proxyless.runtime.bounded import BoundedHead
 from proxyless.runtime.corked import CorkedTransport
 from proxyless.runtime.hello import HANDSHAKE_RECORD
 from proxyless.runtime.inbound import FOREVER, Connection, InboundGate, MeshLike, gate_of, serving_mesh
@@ -72,7 +73,7 @@ class _Timed:
         super().connection_lost(exc)  # type: ignore[misc]  # the other base class has it
 
 
-class _HttpTools(_Timed, HttpToolsProtocol):
+class _HttpTools(_Timed, BoundedHead, HttpToolsProtocol):
     """httptools drops scheme and host of an absolute target and a fragment; policy must see that they were there."""
 
     def on_headers_complete(self) -> None:

@@ -1,46 +1,50 @@
 """The application behind a port of the gateway: judge a request from outside by the gateway's own policy, then send it out as
 any call of the mesh goes: route, pick, retry, mutual TLS.
 
-What outsiders may not say is taken away first: hop-by-hop headers (RFC 9110 section 7.6.1), `x-envoy-*` instructions,
-certificates of clients in headers. Added are `x-forwarded-for`, `x-forwarded-proto` and `x-request-id`.
-
-A client that leaves ends its request at the other end too.
+Fails closed: without configuration or identity, and where policy cannot be evaluated, the answer is 503; nothing of the reason
+goes outside. A client that leaves ends its request at the other end too. What a route answers itself (redirects, direct
+responses, no route) is left to the outbound side, which also counts and logs it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from proxyless.core.call import Deliver, Fail, Passthrough, Reply
-from proxyless.core.inbound import ConnectionInfo, admit, select_chain
+from proxyless.core.inbound import Admission, admit
 from proxyless.core.request import Address, Peer, Request
-from proxyless.core.resources import HttpConnectionManager, Listener
-from proxyless.engine import AsyncEngine
+from proxyless.core.resources import FilterChain, HttpConnectionManager, Listener
 from proxyless.errors import EngineError, ProxylessError
+from proxyless.gateway.client import Client, ClientGoneError, Receive, Scope, Send
+from proxyless.gateway.headers import authority_of, closing, forwarded, returned
+from proxyless.runtime.inbound import malformed_path, reading
 from proxyless.runtime.outbound import OutboundExchange
+from proxyless.telemetry import families
 
 if TYPE_CHECKING:
     from proxyless.core.snapshot import Snapshot
+    from proxyless.engine import AsyncEngine
     from proxyless.runtime.mesh import Mesh
 
-__all__ = ["GatewayApp", "http_listeners"]
+__all__ = ["GatewayApp", "http_listeners", "plain_chain"]
 
-Headers = list[tuple[bytes, bytes]]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+log = logging.getLogger("proxyless.gateway")
 
-REPLAYABLE = 64 * 1024  # a body up to this size is held, so that it can be sent again
+_ANSWERED_BY_ROUTE = frozenset(("route_not_found", "direct_response", "path_normalization_failed"))
+_STATUSES = range(200, 600)  # what can be handed on
 
-_HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade".split()
-)
-_NEVER_NAMED = frozenset(
-    (b"host", b"content-length", b"content-type", b"cache-control")
-)  # by Connection, whoever says so
-_NOT_FROM_OUTSIDE = frozenset((b"x-forwarded-client-cert", b"x-forwarded-proto", b"x-forwarded-for"))
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Listening:
+    """The listener of our port in one snapshot. `chain` None: there is none any more."""
+
+    snapshot: Snapshot
+    chain: FilterChain | None
+    trusted_hops: int = 0
 
 
 class GatewayApp:
@@ -48,61 +52,169 @@ class GatewayApp:
 
     Args:
         mesh: a mesh of kind ``router``.
-        port: of the listener, as the configuration has it.
+        engine: for calls into the mesh.
+        where: address of the listener, as the configuration has it.
+        leaving: whether the gateway drains.
     """
 
-    def __init__(self, mesh: Mesh, port: int) -> None:
-        self._mesh, self._port = mesh, port
-        self._engine: AsyncEngine | None = None
+    def __init__(
+        self, mesh: Mesh, engine: AsyncEngine, where: Address, leaving: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._mesh, self._engine, self._where, self._leaving = mesh, engine, where, leaving
+        self._open = mesh.settings.disabled_inbound
+        self._listening: _Listening | None = None
+        self._said = ""
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ProxylessError(f"the gateway serves no {scope['type']} connections")
-        snapshot = self._mesh.snapshot
-        if snapshot is None:
-            await _answer(send, 503, [], b"the gateway has no configuration yet")
-            return
-        request = _request(scope, self._port)
-        refusal = _judge(snapshot, request, scope, self._port)
-        if refusal is not None:
-            await _answer(send, *refusal)
-        elif any(name == b"upgrade" for name, _ in scope["headers"]):
-            await _answer(send, 501, [], b"upgrades are not supported")
-        else:
-            client = _Client(scope["headers"], receive)
-            await client.stay_with(self._forward(snapshot, request, client, send))
-
-    async def aclose(self) -> None:
-        if self._engine is not None:
-            await self._engine.aclose()
-
-    async def _forward(self, snapshot: Snapshot, request: Request, client: _Client, send: Send) -> None:
+        client = Client(scope, receive, send, leaving=self._leaving())
         try:
-            body = await client.body()
-            request.body_replayable = isinstance(body, bytes)
-            exchange = OutboundExchange(self._mesh.telemetry, snapshot, request, self._mesh.learned, self._mesh.rng)
-            action = await exchange.run_async(self._engine_here(), body)
-        except EngineError as error:
-            await _answer(send, 400, [], str(error).encode())
+            await self._serve(scope, client)
+        except ClientGoneError:
             return
+
+    async def _serve(self, scope: Scope, client: Client) -> None:
+        snapshot = self._mesh.snapshot
+        if snapshot is None or not self._mesh.configured:
+            await self._unready(client)
+            return
+        listening = self._here(snapshot)
+        request = self._request(scope, client, listening)
+        exchange = OutboundExchange(self._mesh.telemetry, snapshot, request, self._mesh.learned, self._mesh.rng)
+        refusal = self._refusal(scope, client, listening, request)
+        if refusal is not None:
+            exchange.refused(refusal.status, refusal.details)
+            closes = [(b"connection", b"close")] if refusal.status != 403 else []
+            await client.answer(refusal.status, [*refusal.headers, *closes], refusal.body)
+            return
+        broken = False
+        async with client.present():
+            broken = not await self._forward(exchange, request, client)
+        if broken:
+            await client.cut()
+
+    # --------------------------------------------------------------------------------------------------------- judgement
+
+    def _here(self, snapshot: Snapshot) -> _Listening:
+        listening = self._listening
+        if listening is None or listening.snapshot is not snapshot:
+            chain, hops = None, 0
+            for listener in http_listeners(snapshot):
+                if listener.address == self._where:
+                    chain = plain_chain(listener)
+            if chain is not None and isinstance(chain.filter, HttpConnectionManager):
+                hops = chain.filter.xff_num_trusted_hops
+            listening = self._listening = _Listening(snapshot, chain, hops)
+        return listening
+
+    def _request(self, scope: Scope, client: Client, listening: _Listening) -> Request:
+        raw: bytes = scope["raw_path"]
+        return Request(
+            scope["method"],
+            raw.decode("latin-1"),
+            closing(forwarded(scope["headers"], trusted_hops=listening.trusted_hops), client.address),
+            authority=authority_of(scope["headers"], scope["http_version"]) or "",
+            query=scope.get("query_string", b"").decode("latin-1"),
+            destination=self._where,
+        )
+
+    def _refusal(self, scope: Scope, client: Client, listening: _Listening, request: Request) -> Admission | None:
+        """Why this request goes no further; None when it does."""
+        reason = "malformed"
+        if authority_of(scope["headers"], scope["http_version"]) is None:
+            refusal = _refuse(request, 400, "invalid_host", b"bad request")
+        elif problem := malformed_path(request):
+            refusal = _refuse(request, 400, problem, b"bad request")
+        elif client.unknown_coding:
+            refusal = _refuse(request, 501, "unsupported_transfer_coding", b"unsupported transfer coding")
+        elif _asks_for_websocket(scope):
+            refusal = _refuse(request, 501, "upgrade_failed", b"upgrades are not supported")
+        else:
+            judged = self._judge(scope, client, listening, request)
+            if judged is None:
+                return None
+            refusal, reason = judged, "policy" if judged.status == 403 else "error"
+        self._mesh.telemetry.metrics.add(families.INBOUND_DENIED, reason)
+        return refusal
+
+    def _judge(self, scope: Scope, client: Client, listening: _Listening, request: Request) -> Admission | None:
+        """The gateway's own policy."""
+        chain = listening.chain
+        if self._open or chain is None:  # without a listener there is no route either
+            return None
+        manager = chain.filter
+        table = listening.snapshot.tables.get(manager.rds) if isinstance(manager, HttpConnectionManager) else None
+        peer = Peer(address=client.address, local=self._where)
+        if listening.trusted_hops:  # counted from the end of X-Forwarded-For as it came
+            request = reading(request, request.path, forwarded(scope["headers"], trusted_hops=listening.trusted_hops))
+        try:
+            admission = admit(chain, request, peer, table=table)
+        except Exception:  # whatever it was, a request is never let through by a fault of ours
+            log.exception("policy could not be evaluated; the request is refused")
+            return _refuse(request, 503, "policy_evaluation_failed", b"service is not ready")
+        for verdict in admission.shadow:
+            if not verdict.allowed:
+                log.info("dry run would deny %s policy=%s (%s)", ascii(request.path), verdict.policy, verdict.prefix)
+        if admission.allowed or admission.details in _ANSWERED_BY_ROUTE:
+            return None
+        log.info("denied %s %s: %s", ascii(request.method), ascii(request.path), admission.details)
+        return admission
+
+    async def _unready(self, client: Client) -> None:
+        reasons = "; ".join(self._mesh.not_ready_reasons()) or "starting"
+        if reasons != self._said:  # once for each reason, not for each request
+            self._said = reasons
+            log.warning("requests are answered 503: %s", reasons)
+        self._mesh.telemetry.metrics.add(families.INBOUND_DENIED, "not_ready")
+        await client.answer(503, [], b"service is not ready")
+
+    # -------------------------------------------------------------------------------------------------------- forwarding
+
+    async def _forward(self, exchange: OutboundExchange, request: Request, client: Client) -> bool:
+        """-> the client has a whole answer."""
+        body = await client.body()
+        request.body_replayable = isinstance(body, bytes)
+        try:
+            action = await exchange.run_async(self._engine, body)
+        except EngineError as error:  # the request cannot be sent as it is
+            log.info("refused %s %s: %s", ascii(request.method), ascii(request.path), error)
+            await client.answer(400, [(b"connection", b"close")], b"bad request")
+            return True
         match action:
             case Deliver():
-                await _deliver(action, exchange, send)
+                return await _deliver(action, exchange, client)
             case Reply():
-                await _answer(send, action.status, action.headers, action.body)
+                await client.answer(action.status, action.headers, action.body)
             case Fail():
                 reply = action.reply()
-                await _answer(send, reply.status, reply.headers, reply.body)
-            case Passthrough():
+                await client.answer(reply.status, reply.headers, reply.body)
+            case Passthrough():  # a gateway leads nowhere but into the mesh
                 exchange.passed(404)
-                await _answer(send, 404, [], b"")
+                await client.answer(404, [])
+        return True
 
-    def _engine_here(self) -> AsyncEngine:
-        engine = self._engine
-        if engine is None:
-            mesh = self._mesh
-            engine = self._engine = AsyncEngine(mesh.contexts, snapshot=lambda: mesh.snapshot)
-        return engine
+
+async def _deliver(action: Deliver, exchange: OutboundExchange, client: Client) -> bool:
+    status = exchange.response.status
+    try:
+        if status not in _STATUSES:
+            await client.answer(502, [], b"the upstream answers with a status that is none")
+            return True
+        await client.start(status, returned(status, action.headers(exchange.response.headers)))
+        whole = exchange.body
+        if whole is not None:
+            await client.end(whole)
+            return True
+        async with aclosing(exchange.chunks_async()) as chunks:
+            async for chunk in chunks:
+                await client.write(chunk)
+    except EngineError:
+        return False  # the access log says why
+    finally:
+        exchange.close()
+    await client.end()
+    return True
 
 
 def http_listeners(snapshot: Snapshot) -> list[Listener]:
@@ -110,150 +222,22 @@ def http_listeners(snapshot: Snapshot) -> list[Listener]:
     return [
         listener
         for listener in snapshot.listeners.values()
-        if listener.direction != "INBOUND"
-        and not listener.use_original_dst
-        and any(
-            isinstance(chain.filter, HttpConnectionManager) and chain.tls is None for chain in listener.filter_chains
-        )
+        if listener.direction != "INBOUND" and not listener.use_original_dst and plain_chain(listener) is not None
     ]
 
 
-def _judge(
-    snapshot: Snapshot, request: Request, scope: MutableMapping[str, Any], port: int
-) -> tuple[int, Headers, bytes] | None:
-    """The gateway's own policy: an answer, or None when the request may go on."""
-    listener = next((each for each in http_listeners(snapshot) if each.address and each.address.port == port), None)
-    if listener is None:
-        return 404, [], b""
-    client = scope.get("client") or ("", 0)
-    source, local = Address(client[0], client[1]), Address("0.0.0.0", port)  # noqa: S104 - compared, never bound
-    info = ConnectionInfo(destination=local, transport="raw_buffer", alpn=("http/1.1",), source=source)
-    chain = select_chain(listener, info)
-    if chain is None or not isinstance(chain.filter, HttpConnectionManager):
-        return 404, [], b""
-    table = snapshot.tables.get(chain.filter.rds)
-    verdict = admit(chain, request, Peer(address=source, local=local), table=table)
-    # A missing route is the outbound side's answer too; it also counts and logs it.
-    if verdict.allowed or verdict.flag == "NR":
-        return None
-    return verdict.status, list(verdict.headers), verdict.body
+def plain_chain(listener: Listener) -> FilterChain | None:
+    """The chain for plain HTTP; it has no conditions."""
+    for chain in listener.filter_chains:
+        if isinstance(chain.filter, HttpConnectionManager) and chain.tls is None:
+            return chain
+    return None
 
 
-async def _deliver(action: Deliver, exchange: OutboundExchange, send: Send) -> None:
-    try:
-        received = action.headers(exchange.response.headers)
-        dropped = _HOP_BY_HOP | _named_by_connection(received)
-        headers = [pair for pair in received if pair[0].lower() not in dropped]
-        await send({"type": "http.response.start", "status": exchange.response.status, "headers": headers})
-        whole = exchange.body
-        if whole is not None:
-            await send({"type": "http.response.body", "body": whole})
-            return
-        async for chunk in exchange.chunks_async():
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    except EngineError:
-        return  # the server cuts the answer short, which is what the caller must see; the access log says why
-    finally:
-        exchange.close()
-    await send({"type": "http.response.body", "body": b""})
+def _refuse(request: Request, status: int, details: str, body: bytes) -> Admission:
+    return Admission(False, status, body, "-", details, "", request)
 
 
-class _Client:
-    """Who sent the request: its body, and whether it is still there."""
-
-    def __init__(self, headers: Headers, receive: Receive) -> None:
-        self._headers, self._receive = headers, receive
-        self._sent = asyncio.Event()
-
-    async def body(self) -> bytes | AsyncIterator[bytes]:
-        """A short body whole, a longer one or one of unknown length as it comes."""
-        length = next((value for name, value in self._headers if name == b"content-length"), None)
-        if length is None and not any(name == b"transfer-encoding" for name, _ in self._headers):
-            self._sent.set()
-            return b""
-        if length is not None and length.isdigit() and int(length) <= REPLAYABLE:
-            return b"".join([chunk async for chunk in self._chunks()])
-        return self._chunks()
-
-    async def stay_with(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work`, as long as the client is there."""
-        working = asyncio.ensure_future(work)
-        watching = asyncio.ensure_future(self._gone())
-        try:
-            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-        except _ClientGoneError:
-            return
-        finally:
-            watching.cancel()
-            working.cancel()
-            await asyncio.wait((working, watching))
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientGoneError
-            if message.get("body"):
-                yield message["body"]
-            if not message.get("more_body"):
-                self._sent.set()
-                return
-
-    async def _gone(self) -> None:
-        await self._sent.wait()
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
-
-class _ClientGoneError(Exception):
-    """The client left before its request was complete."""
-
-
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    """What a Connection header calls hop-by-hop."""
-    named = [
-        part.strip().lower() for name, value in headers if name.lower() == b"connection" for part in value.split(b",")
-    ]
-    return frozenset(named) - _NEVER_NAMED
-
-
-def _request(scope: MutableMapping[str, Any], port: int) -> Request:
-    authority = ""
-    headers: Headers = []
-    forwarded: list[bytes] = []
-    has_id = False
-    dropped = _HOP_BY_HOP | _NOT_FROM_OUTSIDE | _named_by_connection(scope["headers"])
-    for name, value in scope["headers"]:
-        if name == b"host":
-            authority = value.decode("latin-1")
-        elif name == b"x-forwarded-for":
-            forwarded.append(value)
-        elif name in dropped or name.startswith(b"x-envoy-"):
-            continue
-        else:
-            has_id = has_id or name == b"x-request-id"
-            headers.append((name, value))
-    client = (scope.get("client") or ("", 0))[0].encode()
-    headers.append((b"x-forwarded-for", b",".join([*forwarded, client]) if client else b",".join(forwarded)))
-    headers.append((b"x-forwarded-proto", b"http"))
-    if not has_id:
-        headers.append((b"x-request-id", str(uuid.uuid4()).encode()))
-    raw = scope.get("raw_path") or scope["path"].encode("latin-1", "replace")
-    return Request(
-        scope["method"],
-        raw.decode("latin-1"),
-        headers,
-        authority=authority,
-        query=scope.get("query_string", b"").decode("latin-1"),
-        destination=Address("0.0.0.0", port),  # noqa: S104 - names the listener, never bound
-    )
-
-
-async def _answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    names = {name.lower() for name, _ in headers}
-    if b"content-length" not in names:
-        headers = [*headers, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _asks_for_websocket(scope: Scope) -> bool:
+    """Any other upgrade (h2c) is an offer that a server may pass over (RFC 9110 section 7.8)."""
+    return any(name == b"upgrade" and b"websocket" in value.lower() for name, value in scope["headers"])

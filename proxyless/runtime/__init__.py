@@ -8,5 +8,6 @@ outbound   the loop that does what `core.call` says
 accept     from an accepted connection to a filter chain, a certificate and a verified peer
 exchange   one inbound request: what is counted, logged and traced about it
 drain      the way out on SIGTERM
+bounded    how much a client may send before its request is complete
 admin      /ready, /healthz, /metrics, /config_dump, /clusters
 """

@@ -38,6 +38,7 @@ __all__ = [
     "MeshLike",
     "default_mesh",
     "gate_of",
+    "malformed_path",
     "reading",
     "refusal",
     "serve_with",
@@ -208,7 +209,7 @@ class InboundGate:
         source = mesh.identity_source
         if source is not None and source.current is None:
             return self._unready(request)
-        problem = _malformed_path(request)
+        problem = malformed_path(request)
         if not problem and request.authority != connection.valid_host:
             if _HOST.fullmatch(request.authority):
                 connection.valid_host = request.authority  # the next request has most probably the same
@@ -259,7 +260,7 @@ def _wants_identity(chain: FilterChain) -> bool:
     return tls is not None and tls.require_client_certificate and tls.validation is TlsMaterial.MESH
 
 
-def _malformed_path(request: Request) -> str:
+def malformed_path(request: Request) -> str:
     """What no server should have let pass, as response code details; empty when nothing is wrong."""
     path = request.path
     if path[:1] != "/" and not (path == "*" and request.method == "OPTIONS"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -185,7 +185,7 @@ class OutboundExchange:
         body: bytes | None = self.response.body
         return body
 
-    async def chunks_async(self) -> AsyncIterator[bytes]:
+    async def chunks_async(self) -> AsyncGenerator[bytes, None]:
         """The body, piece by piece; EngineError where it breaks. The call ends with it."""
         response: AsyncExchange = self.response
         try:
@@ -232,6 +232,11 @@ class OutboundExchange:
         if not record.cluster:
             record.cluster = PASSTHROUGH.host
         self._end(error)
+
+    def refused(self, status: int, details: str) -> None:
+        """Instead of `run`: the caller may not make this call, and gets this status."""
+        self.call.record.status, self.call.record.details = status, details
+        self._end(None)
 
     def abandon(self, error: BaseException | None = None) -> None:
         """The caller went away, or is itself to blame."""
