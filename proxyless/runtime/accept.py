@@ -194,11 +194,13 @@ def accept_blocking(gate: InboundGate, sock: socket.socket, timeout: float = HAN
 def _peek(sock: socket.socket, deadline: float) -> ClientHello | None:
     """The ClientHello, or None for plain text; nothing is taken from the socket."""
     seen = 0
+    readable = select.poll()  # `select` ends at descriptor 1023
+    readable.register(sock, select.POLLIN)
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             raise RefusedConnection("timeout", "no TLS handshake or request in time")
-        if not select.select([sock], [], [], left)[0]:
+        if not readable.poll(left * 1000):
             continue
         data = sock.recv(2 * MAX_HELLO, socket.MSG_PEEK)
         if not data:
