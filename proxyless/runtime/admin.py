@@ -58,6 +58,7 @@ class AdminListener:
         self._target = _target(address)
         self._workers = Workers(workers_dir) if workers_dir else None
         self._vitals = Vitals(mesh)
+        self._telling = threading.Lock()  # workers and vitals are for one thread; every probe has one of its own
         self._server: _Server | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -114,10 +115,11 @@ class AdminListener:
         return WorkerState(os.getpid(), mesh.ready, reasons, 0 if snapshot is None else snapshot.generation)
 
     def _tell(self) -> None:
-        state = self._state()
-        self._vitals.refresh()
-        if self._workers is not None:
-            self._workers.tell(state)
+        with self._telling:
+            state = self._state()
+            self._vitals.refresh()
+            if self._workers is not None:
+                self._workers.tell(state)
 
     def _listen(self) -> None:
         if self._server is not None:
@@ -145,7 +147,7 @@ def _target(address: str) -> str | tuple[str, int]:
     if address.startswith("unix:"):
         return address[5:]
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 65535:
         raise SettingsError(
             f"PROXYLESS_ADMIN={address!r} is no address: write 127.0.0.1:15021, unix:/run/admin.sock or off"
         )

@@ -260,3 +260,27 @@ def test_vitals_follow_the_parts_of_the_mesh(fixture, admin, tmp_path):
     fixture.mesh.telemetry.access_log.write("lost")
     fixture.mesh.telemetry.access_log.flush()
     eventually(lambda: fixture.value("proxyless_access_log_dropped_total") == 1)
+
+
+def test_probes_at_one_time_do_not_write_the_state_of_a_worker_twice(fixture, tmp_path):
+    """Each probe has a thread of its own; the worker's files and the totals of the mesh are for one at a time."""
+    admin = AdminListener(fixture.mesh, "127.0.0.1:0", str(tmp_path))
+    inside, overlaps = 0, 0
+
+    class Slow(Workers):
+        def tell(self, state):
+            nonlocal inside, overlaps
+            inside += 1
+            overlaps += inside > 1
+            threading.Event().wait(0.01)
+            super().tell(state)
+            inside -= 1
+
+    admin._workers = Slow(str(tmp_path))
+    threads = [threading.Thread(target=admin.states) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    admin.close()
+    assert overlaps == 0
