@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from proxyless.identity.endpoint import Endpoint
@@ -31,10 +31,10 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One response, serialised."""
+    """One response, serialised. It holds the private key, so `repr` does not show it (rule M-44)."""
 
     stream: SvidStream
-    data: bytes
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ class SvidStream:
             self._put(Ended(self, "OK", "the stream ended"))
         except grpc.RpcError as error:
             self._put(Ended(self, error.code().name, str(error.details() or "")))
+        except Exception as error:  # without an `Ended` the stream would count as open, and no other one be opened
+            self._put(Ended(self, "UNKNOWN", f"{type(error).__name__}: {error}"))
 
     def _put(self, event: Received | Ended) -> None:
         while not self._closed.is_set():

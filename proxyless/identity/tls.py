@@ -215,10 +215,11 @@ class TlsContexts:
             return made[1]
         context = self._build(tls, snapshot)
         # Contexts of earlier generations go at once: they hold keys and anchors that no longer count.
-        self._made = {key: value for key, value in self._made.items() if value[0][0] in (0, stamp[0])}
-        if len(self._made) >= MAX_CONTEXTS:
-            self._made.clear()
-        self._made[tls] = (stamp, context)
+        kept = {key: value for key, value in self._made.items() if value[0][0] in (0, stamp[0])}
+        if len(kept) >= MAX_CONTEXTS:
+            kept.clear()
+        kept[tls] = (stamp, context)
+        self._made = kept  # in one piece: a dictionary that other threads look at never changes
         return context
 
     def _build(self, tls: UpstreamTls | DownstreamTls, snapshot: IdentitySnapshot | None) -> _MeshContext:

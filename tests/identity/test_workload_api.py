@@ -10,13 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from proxyless.core.resources import DownstreamTls, UpstreamTls
 from proxyless.errors import NoIdentityError, SettingsError
 from proxyless.identity.source import StaticSource
+from proxyless.identity.stream import Received
 from proxyless.identity.svid import X509Svid
 from proxyless.identity.tls import TlsContexts
 from proxyless.identity.workload_api import Timings, WorkloadApiSource
@@ -467,3 +468,8 @@ def test_a_path_with_a_space_is_dialled(follow: Any) -> None:
         assert source.wait(10)
         source.close()
         agent.stop()
+
+
+def test_a_received_response_does_not_show_the_key_it_holds() -> None:
+    event = Received(cast(Any, None), b"the private key")
+    assert "private key" not in repr(event)
