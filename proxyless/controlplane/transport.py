@@ -138,7 +138,9 @@ class TcpTls:
             SettingsError: the address cannot be bound.
         """
         wanted = address.rpartition(":")[2]
-        if not wanted.isdigit() or int(wanted) > 65535:  # gRPC would take the port modulo 65536
+        if (
+            not (wanted.isascii() and wanted.isdigit()) or int(wanted[:6]) > 65535
+        ):  # gRPC would take the port modulo 65536
             raise SettingsError(f"cannot listen on {address}: write host:port, for example 127.0.0.1:15012")
         server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers(tuple(handlers(self.identify)))

@@ -26,7 +26,7 @@ from .model.destination import (
     TcpKeepalive,
 )
 from .model.routing import HTTPRetry
-from .rules.checks import is_host, is_namespace
+from .rules.checks import is_host, is_namespace, is_port
 from .rules.destination import check_connection_pool, check_locality, check_outlier
 from .rules.routing import check_retry
 from .schema import schema_of
@@ -411,7 +411,7 @@ def _check_proxyless(context: Context, settings: ProxylessSettings) -> None:
 
 def _is_host_port(text: str) -> bool:
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or not 1 <= int(port[:6]) <= 65535:
+    if not colon or not is_port(port):
         return False
     if host.startswith("[") and host.endswith("]"):
         try:

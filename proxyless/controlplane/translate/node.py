@@ -125,8 +125,9 @@ class _Metadata:
         value = self._field(key)
         if value is None:
             return 0
-        if value.WhichOneof("kind") == "string_value" and value.string_value.isdigit():
-            return int(value.string_value)
+        text = value.string_value
+        if text.isascii() and text.isdigit() and len(text) < 10:
+            return int(text)
         return int(self._value(key, "number_value", default=0))
 
     def struct(self, key: str) -> _Metadata:

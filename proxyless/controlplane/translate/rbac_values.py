@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from proxyless.controlplane.manifest.model import Condition, Operation, Source
+from proxyless.controlplane.manifest.rules.checks import is_port
 from proxyless.controlplane.translate import names
 from proxyless.controlplane.translate.build import Tree, extension
 from proxyless.controlplane.translate.world import World
@@ -192,7 +193,7 @@ def _path(value: str) -> Tree:
 
 
 def _port(value: str) -> Tree:
-    if not value.isdigit() or int(value) > 65535:
+    if not is_port(value, lowest=0):
         raise UnusableError(f"{value!r} is not a port")
     return {"destination_port": int(value)}
 

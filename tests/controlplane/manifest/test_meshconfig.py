@@ -97,6 +97,8 @@ def test_a_grant_without_a_namespace_gets_the_default_one() -> None:
         ("proxyless: {workloads: [{serviceAccount: a}, {serviceAccount: a}]}", "proxyless.workloads[1]"),
         ("proxyless: {addressMap: {a.b: '127.0.0.1:80'}}", 'proxyless.addressMap["a.b"]'),
         ("proxyless: {addressMap: {'a.b:1': '127.0.0.1:99999'}}", 'proxyless.addressMap["a.b:1"]'),
+        ("proxyless: {addressMap: {'a.b:1': '127.0.0.1:\u00b2'}}", 'proxyless.addressMap["a.b:1"]'),
+        ("proxyless: {addressMap: {'a.b:1': '127.0.0.1:0000801234'}}", 'proxyless.addressMap["a.b:1"]'),
         ("proxyless: {gatewayPorts: {80: 0}}", 'proxyless.gatewayPorts["80"]'),
         ("proxyless: {gatewayPorts: {http: 80}}", "proxyless.gatewayPorts.http"),
         ("trustDomain: a\ntrustDomain: b", "trustDomain"),

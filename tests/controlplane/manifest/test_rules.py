@@ -147,6 +147,8 @@ SPECS = [
     ("AuthorizationPolicy", "rules: [{from: [{source: {serviceAccounts: [a], namespaces: [b]}}]}]", "spec.rules[0].from[0].source.serviceAccounts"),
     ("AuthorizationPolicy", "rules: [{to: [{operation: {ports: [http]}}]}]", "spec.rules[0].to[0].operation.ports[0]"),
     ("AuthorizationPolicy", "rules: [{to: [{operation: {ports: [8080]}}]}]", "spec.rules[0].to[0].operation.ports[0]"),
+    ("AuthorizationPolicy", "rules: [{to: [{operation: {ports: ['\u00b2']}}]}]", "spec.rules[0].to[0].operation.ports[0]"),
+    ("AuthorizationPolicy", "rules: [{to: [{operation: {ports: ['0000000000099999']}}]}]", "spec.rules[0].to[0].operation.ports[0]"),
     ("AuthorizationPolicy", "rules: [{to: [{operation: {paths: ['/v1/{*}/*']}}]}]", "spec.rules[0].to[0].operation.paths[0]"),
     ("AuthorizationPolicy", "rules: [{to: [{operation: {paths: ['/{**}/{*}']}}]}]", "spec.rules[0].to[0].operation.paths[0]"),
     ("AuthorizationPolicy", "rules: [{to: [{operation: {paths: ['/v1/{*}/x', '/{**}/y']}}]}]", None),

@@ -18,7 +18,7 @@ from proxyless.controlplane.manifest.model import (
 )
 from proxyless.controlplane.manifest.model.common import json_name
 
-from .checks import check_cidrs, check_header_name, check_selector
+from .checks import check_cidrs, check_header_name, check_selector, is_port
 
 __all__ = ["check_authorization_policy", "check_targets"]
 
@@ -207,7 +207,7 @@ def _check_values(context: Context, path: str, values: Sequence[str]) -> None:
 
 
 def _check_port(context: Context, path: str, value: str) -> None:
-    if value and (not value.isdigit() or not 0 <= int(value[:9]) <= 65535):
+    if value and not is_port(value, lowest=0):
         context.error(path, f"{value[:40]!r} is no port", 'a number in quotes, for example "8080"')
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "is_host",
     "is_ip",
     "is_namespace",
+    "is_port",
     "regex_problem",
 ]
 
@@ -73,6 +74,11 @@ def is_host(text: str, *, wildcard: bool) -> bool:
 
 def is_namespace(text: str) -> bool:
     return bool(_NAMESPACE.fullmatch(text))
+
+
+def is_port(text: str, *, lowest: int = 1) -> bool:
+    """A number from `lowest` to 65535 in ASCII digits: `str.isdigit` takes others, and `int` refuses some of those."""
+    return text.isascii() and text.isdigit() and len(text) <= 5 and lowest <= int(text) <= 65535
 
 
 def duplicates(values: Iterable[object]) -> list[int]:

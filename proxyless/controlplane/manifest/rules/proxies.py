@@ -24,6 +24,7 @@ from .checks import (
     is_host,
     is_ip,
     is_namespace,
+    is_port,
 )
 from .destination import check_connection_pool
 from .routing import check_destination
@@ -257,7 +258,7 @@ def _check_default_endpoint(context: Context, path: str, endpoint: str) -> None:
     if host not in ("127.0.0.1", "0.0.0.0", "[::1]", "[::]", "") or (not host and endpoint[:1] != ":"):  # noqa: S104 - a word of Istio's, nothing is bound
         hint = "127.0.0.1:port, 0.0.0.0:port, [::1]:port, [::]:port or unix:///path"
         context.error(path, f"{endpoint[:80]!r} is not on this machine", hint)
-    if not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not is_port(port):
         context.error(path, f"{port[:20]!r} is no port", "from 1 to 65535")
 
 
