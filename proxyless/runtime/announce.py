@@ -59,6 +59,12 @@ class Announcement:
     def status(self) -> RegistrationStatus:
         return self._registration.status
 
+    @property
+    def announced(self) -> bool:
+        """The control plane knows that this workload may be called."""
+        status = self.status
+        return status.registered and status.acknowledged and status.readiness is Readiness.READY
+
     def reconnect(self) -> None:
         """Try again now: a reason to wait is gone."""
         self._registration.reconnect()

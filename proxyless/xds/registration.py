@@ -53,12 +53,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class RegistrationStatus:
-    """State of the registration. `refusal` is the server's reason, empty when it did not refuse."""
+    """State of the registration. `refusal` is the server's reason, empty when it did not refuse; `acknowledged`: it knows the
+    readiness."""
 
     stream: StreamStatus
     service: str
     registered: bool
     readiness: Readiness
+    acknowledged: bool
     refusal: str
 
     def __str__(self) -> str:
@@ -137,7 +139,12 @@ class WorkloadRegistration:
         """Any thread."""
         talk = self._conversation
         return RegistrationStatus(
-            self._driver.status, self._workload.service, talk.registered, talk.readiness, talk.refusal
+            self._driver.status,
+            self._workload.service,
+            talk.registered,
+            talk.readiness,
+            talk.acknowledged.is_set(),
+            talk.refusal,
         )
 
 
