@@ -55,8 +55,12 @@ class RegistrationTable:
     _endpoints: dict[_Key, dict[object, _Stream]] = field(default_factory=dict)
 
     def workloads(self) -> tuple[RegisteredWorkload, ...]:
-        """One for each endpoint, however many workers it has. READY wins; all must say DRAINING for it to be drained."""
-        return tuple(found for key in self._endpoints if (found := self._workload(key)) is not None)
+        """One for each endpoint, however many workers it has. READY wins; all must say DRAINING for it to be drained.
+
+        Without those that may not serve any more what they serve: a right ends with the operator's list, not with the stream.
+        """
+        allowed = (key for key in self._endpoints if self.may_serve(key[0], key[1]))
+        return tuple(found for key in allowed if (found := self._workload(key)) is not None)
 
     def streams_of(self, identity: SpiffeId) -> int:
         return sum(len(streams) for key, streams in self._endpoints.items() if key[0] == identity)

@@ -132,6 +132,7 @@ class Registry:
         self.services = tuple(sorted(services, key=lambda service: (service.host, service.age_key, service.namespace)))
         self._visible: dict[str, Mapping[str, Service]] = {}
         self._grants = grants
+        self._identities: dict[str, tuple[tuple[str, str], ...]] = {}
         self._by_address: dict[str, list[tuple[Service, Endpoint]]] = defaultdict(list)
         for service in self.services:
             for endpoint in service.endpoints:
@@ -164,15 +165,13 @@ class Registry:
 
     def identities_of(self, host: str) -> tuple[tuple[str, str], ...]:
         """(namespace, service account) of everyone whom the operator lets serve `host`, sorted."""
-        return tuple(
-            sorted(
-                {
-                    (grant.namespace, grant.service_account)
-                    for grant in self._grants
-                    if host in (expand(name, grant.namespace) for name in grant.services)
-                }
-            )
-        )
+        if not self._identities:
+            found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+            for grant in self._grants:
+                for name in grant.services:
+                    found[expand(name, grant.namespace)].add((grant.namespace, grant.service_account))
+            self._identities = {name: tuple(sorted(identities)) for name, identities in found.items()}
+        return self._identities.get(host, ())
 
     def grant_labels(self, namespace: str, service_account: str) -> Mapping[str, str]:
         """Labels that the operator gives to this identity; they win over what a workload says."""

@@ -129,6 +129,10 @@ class ControlPlane:
         """Read the directory now instead of at the next look. With errors the configuration before stays."""
         return self._on_loop(self._running().reload())
 
+    def flush(self) -> None:
+        """Push registrations that have just come now, instead of a moment later."""
+        self._on_loop(self._running().flush())
+
     def apply(self, configuration: Configuration) -> None:
         """Serve this instead of what the directory holds, until the directory changes.
 
@@ -245,6 +249,7 @@ class _Plane:
                     f"trustDomain is {self.authority.trust_domain} and cannot become {trust_domain} while running"
                 )
             self._views.commit(await asyncio.to_thread(self._views.prepare, configuration))
+            self._follow_grants()
             await self._serve_workloads()
             self._ads.changed()
             log.info("configuration %s: %d resources", self._views.world.version, len(configuration.resources))
@@ -282,9 +287,24 @@ class _Plane:
             self._sockets[account] = await open_socket(folder / XDS_SOCKET, identity, self._handlers)
             log.info("workload %s: %s and %s in %s", identity, XDS_SOCKET, WORKLOAD_API_SOCKET, folder)
 
+    def _follow_grants(self) -> None:
+        """The operator's list has changed, perhaps: who may not serve any more is no endpoint, though its stream is open."""
+        allowed = self._table.workloads()
+        for workload in self._views.registered:
+            if workload not in allowed:
+                log.warning(
+                    "%s may no longer serve %s: it is no endpoint any more", workload.identity, workload.service
+                )
+        self._views.register(allowed)
+
     def _registrations_changed(self) -> None:
         if self._pending is None:
             self._pending = asyncio.get_running_loop().call_later(COALESCE, self._push_registrations)
+
+    async def flush(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+            self._push_registrations()
 
     def _push_registrations(self) -> None:
         self._pending = None

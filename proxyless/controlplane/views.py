@@ -55,6 +55,10 @@ class Views:
     def world(self) -> World:
         return self._state.world
 
+    @property
+    def registered(self) -> tuple[RegisteredWorkload, ...]:
+        return self._registered
+
     def prepare(self, configuration: Configuration) -> _State:
         """The state that `configuration` makes, with a view for every node known now.
 

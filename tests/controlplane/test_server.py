@@ -385,3 +385,24 @@ def test_a_directory_that_cannot_be_read_is_an_error(config: Path, run: Path) ->
             ControlPlane(config, run).start()
     finally:
         (config / "policies").chmod(0o700)
+
+
+def test_who_is_taken_off_the_operators_list_is_no_endpoint_any_more_though_its_stream_is_open(
+    plane: ControlPlane, config: Path, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, view = Worker(connect("payments")), AdsClient(connect("billing"), sidecar("billing"))
+    answer = view.ask(ENDPOINT, PAYMENTS)
+
+    def endpoints() -> int:
+        (assignment,) = answer.resources
+        return sum(len(locality.lb_endpoints) for locality in protos.any_to_message(assignment).endpoints)
+
+    assert worker.say(service="payments", port=9001, readiness=2).accepted
+    for services, expected in (("payments", 1), ("other", 0), ("payments", 1)):
+        write(config, mesh=MESH.replace("services: [payments]", f"services: [{services}]"))
+        plane.reload()
+        while endpoints() != expected:
+            answer = view.receive()
+        assert len(plane.status["workloads"]) == expected
+    assert "may no longer serve payments.default.svc.cluster.local" in caplog.text
+    worker.end()
