@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from proxyless.controlplane.grpc_status import GRPC_STATUS
 from proxyless.controlplane.manifest.model import (
     ConsistentHashLB,
     CorsPolicy,
@@ -26,25 +27,6 @@ Resolve = Callable[[Destination], tuple[str, ConsistentHashLB | None]]
 
 _FAULT, _CORS = "envoy.filters.http.fault", "envoy.filters.http.cors"
 _REDIRECTS = {302: "FOUND", 303: "SEE_OTHER", 307: "TEMPORARY_REDIRECT", 308: "PERMANENT_REDIRECT"}
-_GRPC_STATUS = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-]
 
 
 def apply_action(route: Tree, http: HTTPRoute, port: int, resolve: Resolve, mesh_retry: HTTPRetry | None) -> None:
@@ -227,8 +209,8 @@ def _fault(fault: HTTPFaultInjection) -> Tree:
             result["abort"]["percentage"] = fraction(abort.percentage)
         if abort.http_status is not None:
             result["abort"]["http_status"] = abort.http_status
-        elif abort.grpc_status in _GRPC_STATUS:
-            result["abort"]["grpc_status"] = _GRPC_STATUS.index(abort.grpc_status)
+        elif abort.grpc_status in GRPC_STATUS:
+            result["abort"]["grpc_status"] = GRPC_STATUS.index(abort.grpc_status)
         else:
             del result["abort"]
     return result

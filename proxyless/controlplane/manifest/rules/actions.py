@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from proxyless.controlplane.grpc_status import GRPC_STATUS
 from proxyless.controlplane.manifest.context import Context, child_path
 from proxyless.controlplane.manifest.hints import did_you_mean
 from proxyless.controlplane.manifest.model import (
@@ -25,25 +26,6 @@ __all__ = ["check_actions", "check_header_operations"]
 
 _REDIRECT_CODES: Final = (301, 302, 303, 307, 308)
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*")
-_GRPC_STATUS: Final = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)
 _BODY_WARN: Final = 100 * 1024
 _BODY_MOST: Final = 2**20
 # Envoy's header formatter: %% or %COMMAND%, %COMMAND(argument)%, %COMMAND(argument):9%.
@@ -176,8 +158,8 @@ def _check_abort(context: Context, path: str, abort: FaultAbort) -> None:
     check_one_of(context, path, statuses, required=True)
     if abort.http_status is not None:
         _check_status(context, f"{path}.httpStatus", abort.http_status)
-    if abort.grpc_status is not None and abort.grpc_status not in _GRPC_STATUS:
-        hint = did_you_mean(abort.grpc_status, _GRPC_STATUS) or "for example UNAVAILABLE"
+    if abort.grpc_status is not None and abort.grpc_status not in GRPC_STATUS:
+        hint = did_you_mean(abort.grpc_status, GRPC_STATUS) or "for example UNAVAILABLE"
         context.error(f"{path}.grpcStatus", f"{abort.grpc_status[:40]!r} is no gRPC status", hint)
     if abort.http2_error is not None:
         context.error(f"{path}.http2Error", "is not supported, in Istio neither", "use httpStatus or grpcStatus")
