@@ -4,11 +4,11 @@ PROXYLESS_XDS               control plane: ``unix:/run/xds.sock`` or ``host:port
 SPIFFE_ENDPOINT_SOCKET      Workload API: ``unix:/run/agent.sock``
 PROXYLESS_SERVICE           service to register as; empty: only a client
 PROXYLESS_PORT              port that this workload listens on
-PROXYLESS_ADDRESS           address that callers reach it by (default 127.0.0.1)
+PROXYLESS_ADDRESS           IP address that callers reach it by (default 127.0.0.1)
 PROXYLESS_LABELS            ``app=payments,version=v1``
 PROXYLESS_NAMESPACE         namespace (default ``default``)
-PROXYLESS_SERVICE_ACCOUNT   service account (default: the service's name, else ``default``)
-PROXYLESS_WORKLOAD          workload name (default: the service's name, else the service account)
+PROXYLESS_SERVICE_ACCOUNT   service account (default: the one of our SVID)
+PROXYLESS_WORKLOAD          workload name (default: the service's name, else the service account, else ``default``)
 PROXYLESS_DISABLED          kill switch: ``outbound`` (plain httpx) or ``all`` (inbound passes unchecked too)
 PROXYLESS_ADMIN             admin listener: ``host:port``, ``unix:/path`` or ``off``
 PROXYLESS_ACCESS_LOG        ``off``, ``stdout``, ``stderr`` or a file
@@ -17,6 +17,7 @@ PROXYLESS_WORKERS_DIR       directory shared by the workers of one server; set b
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -26,11 +27,35 @@ from typing import Any, Literal
 
 from proxyless.errors import SettingsError
 
-__all__ = ["Disabled", "NodeKind", "Settings"]
+__all__ = ["Disabled", "NodeKind", "Settings", "unknown_variables"]
 
 NodeKind = Literal["sidecar", "router"]
 
 
+_KNOWN = frozenset(
+    f"PROXYLESS_{name}"
+    for name in [
+        "XDS",
+        "SERVICE",
+        "PORT",
+        "ADDRESS",
+        "LABELS",
+        "NAMESPACE",
+        "SERVICE_ACCOUNT",
+        "WORKLOAD",
+        "DISABLED",
+        "ADMIN",
+        "ACCESS_LOG",
+        "WORKERS_DIR",
+    ]
+)
+_OTHERS = (
+    "PROXYLESS_RUN_",
+    "PROXYLESS_SERVICE_HOST",
+    "PROXYLESS_SERVICE_PORT",
+    "PROXYLESS_PORT_",
+    "PROXYLESS_CONFORMANCE",
+)
 _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 _NUMBER = re.compile(r"[0-9]{1,5}")
 
@@ -51,6 +76,7 @@ class Settings:
         xds: target of the control plane; empty: none, and the process says so.
         spiffe_socket: Workload API endpoint; empty: no identity.
         service, port, address, labels: what to register; an empty service registers nothing. Port 0: not known yet.
+        service_account: empty: the one of our SVID.
         node_kind: ``sidecar`` for workloads, ``router`` for gateways.
         start_timeout: seconds an outbound call without a timeout of its own waits for the first configuration.
     """
@@ -72,9 +98,8 @@ class Settings:
     start_timeout: float = 5.0
 
     def __post_init__(self) -> None:
-        account = self.service_account or self.service.partition(".")[0] or "default"
-        object.__setattr__(self, "service_account", account)
-        object.__setattr__(self, "workload", self.workload or self.service.partition(".")[0] or account)
+        workload = self.workload or self.service.partition(".")[0] or self.service_account or "default"
+        object.__setattr__(self, "workload", workload)
 
     @property
     def disabled_outbound(self) -> bool:
@@ -97,7 +122,7 @@ class Settings:
             "spiffe_socket": env.get("SPIFFE_ENDPOINT_SOCKET", ""),
             "service": env.get("PROXYLESS_SERVICE", ""),
             "port": _port(env, "PROXYLESS_PORT"),
-            "address": env.get("PROXYLESS_ADDRESS", "") or "127.0.0.1",
+            "address": _ip(env, "PROXYLESS_ADDRESS") or "127.0.0.1",
             "labels": _labels(env, "PROXYLESS_LABELS"),
             "namespace": env.get("PROXYLESS_NAMESPACE", "") or "default",
             "service_account": env.get("PROXYLESS_SERVICE_ACCOUNT", ""),
@@ -115,6 +140,15 @@ class Settings:
         return replace(self, port=port)
 
 
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Names that look like settings and are none. Kubernetes makes ``PROXYLESS_…`` variables for a Service called proxyless."""
+    return sorted(
+        name
+        for name in environ
+        if name.startswith("PROXYLESS_") and name not in _KNOWN and not name.startswith(_OTHERS)
+    )
+
+
 def _address(env: Mapping[str, str], name: str) -> str:
     text = env.get(name, "")
     if not text or text.startswith(("unix:/", "unix:./")):
@@ -122,6 +156,14 @@ def _address(env: Mapping[str, str], name: str) -> str:
     if not _HOST_AND_PORT.fullmatch(text) or not 0 < int(text.rpartition(":")[2]) < 65536:
         raise SettingsError(f"{name}={text!r} is no address: write unix:/run/xds.sock or istiod.istio-system:15012")
     return text
+
+
+def _ip(env: Mapping[str, str], name: str) -> str:
+    text = env.get(name, "")
+    try:
+        return str(ipaddress.ip_address(text)) if text else ""
+    except ValueError:
+        raise SettingsError(f"{name}={text!r} is no IP address: write 10.0.0.7") from None
 
 
 def _port(env: Mapping[str, str], name: str) -> int:
@@ -135,7 +177,7 @@ def _labels(env: Mapping[str, str], name: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in env.get(name, "").split(","))):
         key, separator, value = part.partition("=")
-        if not separator or not key:
+        if not separator or not key or "=" in value:
             raise SettingsError(f"{name}: {part!r} is no label: write app=payments,version=v1")
         labels[key.strip()] = value.strip()
     return labels

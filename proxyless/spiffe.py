@@ -13,11 +13,11 @@ spelling, so comparing whole strings is exact (rule M-2).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 from proxyless.errors import InvalidSpiffeIdError
+from proxyless.values import frozen
 
 __all__ = [
     "AnyId",
@@ -159,7 +159,7 @@ class IdMatcher(Protocol):
     def matches(self, spiffe_id: SpiffeId) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnyId:
     """Every valid ID. Says so explicitly: an empty expectation refuses."""
 
@@ -167,7 +167,7 @@ class AnyId:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExactId:
     """One ID."""
 
@@ -177,7 +177,7 @@ class ExactId:
         return spiffe_id == self.expected
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OneOf:
     """Any of several IDs; none of them when empty."""
 
@@ -191,7 +191,7 @@ class OneOf:
         return spiffe_id in self.expected
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MemberOf:
     """Every ID of one trust domain, compared whole (M-5)."""
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from proxyless.errors import SettingsError
-from proxyless.settings import Disabled, Settings
+from proxyless.settings import Disabled, Settings, unknown_variables
 
 
 def test_every_variable_is_read() -> None:
@@ -26,10 +26,21 @@ def test_every_variable_is_read() -> None:
     assert not settings.disabled_inbound
 
 
-def test_account_and_workload_follow_the_service() -> None:
+def test_the_workload_follows_the_service_and_the_account_is_not_guessed() -> None:
     settings = Settings.from_environment({"PROXYLESS_SERVICE": "payments.shop.svc.cluster.local"})
-    assert (settings.service_account, settings.workload) == ("payments", "payments")
-    assert Settings.from_environment({}).service_account == "default"
+    assert (settings.service_account, settings.workload) == ("", "payments")
+    assert Settings.from_environment({"PROXYLESS_SERVICE_ACCOUNT": "billing"}).workload == "billing"
+    assert Settings.from_environment({}).workload == "default"
+
+
+def test_a_misspelt_variable_is_found() -> None:
+    environ = {"PROXYLESS_ADRESS": "10.0.0.7", "PROXYLESS_ADDRESS": "10.0.0.7", "HOME": "/root"}
+    of_kubernetes = {
+        "PROXYLESS_SERVICE_HOST": "10.0.0.1",
+        "PROXYLESS_SERVICE_PORT_HTTP": "80",
+        "PROXYLESS_PORT_80_TCP": "",
+    }
+    assert unknown_variables(environ | of_kubernetes) == ["PROXYLESS_ADRESS"]
 
 
 def test_explicit_arguments_win() -> None:
@@ -44,6 +55,8 @@ def test_explicit_arguments_win() -> None:
         ("PROXYLESS_PORT", "http"),
         ("PROXYLESS_PORT", "70000"),
         ("PROXYLESS_LABELS", "app"),
+        ("PROXYLESS_LABELS", "a=b=c"),
+        ("PROXYLESS_ADDRESS", "payments"),
         ("PROXYLESS_DISABLED", "yes"),
     ],
 )

@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import grpc
@@ -139,6 +139,8 @@ class AdsServicer:
             self._observer.denied()
             log.warning("xDS client %s refused: %s (%s)", identity, reason, context.peer())
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
+        if identity is not None and not node.service_account:
+            node = replace(node, service_account=identity.service_account or "")
         return node
 
     async def _turn(self, client: Client, inbox: deque[Any], room: asyncio.Semaphore, context: Any) -> None:
@@ -187,9 +189,9 @@ def _mismatch(node: ProxyNode, identity: SpiffeId | None) -> str:
     if identity is None:
         return "no verified identity on this connection"
     if identity.namespace != node.namespace:
-        return f"{identity} cannot be a node of namespace {node.namespace!r}"
+        return f"{identity} cannot be a node of namespace {node.namespace!r} (metadata NAMESPACE; PROXYLESS_NAMESPACE)"
     if node.service_account and identity.service_account != node.service_account:
-        return f"{identity} cannot be a node of service account {node.service_account!r}"
+        return f"{identity} cannot be a node of service account {node.service_account!r} (metadata SERVICE_ACCOUNT)"
     return ""
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 from proxyless.core.matchers import CidrMatcher
 from proxyless.core.request import Address
 from proxyless.core.resources import DownstreamTls, FilterChain, Listener
+from proxyless.values import frozen, replace
 
 __all__ = ["ConnectionInfo", "accepts_plaintext", "select_chain", "tls_for_port"]
 
@@ -25,7 +25,7 @@ _HTTP2 = frozenset({"h2", "istio-h2"})
 Chains = Sequence[FilterChain]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class ConnectionInfo:
     """What is known of an inbound connection before TLS is terminated.
 
@@ -40,7 +40,7 @@ class ConnectionInfo:
     transport: Literal["tls", "raw_buffer"] = "raw_buffer"
     alpn: tuple[str, ...] = ()
     server_name: str = ""
-    source: Address = Address("", 0)  # noqa: RUF009 - a named tuple is immutable
+    source: Address = Address("", 0)
 
 
 def select_chain(listener: Listener, info: ConnectionInfo) -> FilterChain | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 from proxyless.core.chains import ConnectionInfo, accepts_plaintext, select_chain, tls_for_port
@@ -26,6 +25,7 @@ from proxyless.core.resources import (
 from proxyless.core.rewrites import redirect_location
 from proxyless.core.rng import Rng
 from proxyless.core.routing import RouteTable, select_route
+from proxyless.values import replace
 
 __all__ = [
     "Admission",

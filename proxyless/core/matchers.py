@@ -12,13 +12,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from operator import methodcaller
 from typing import Literal
 
 from proxyless.core.regex import full_matcher
 from proxyless.core.request import Request
+from proxyless.values import field, frozen
 
 __all__ = ["CidrMatcher", "HeaderMatcher", "PathMatcher", "QueryMatcher", "StringMatcher", "wire_text"]
 
@@ -66,7 +66,7 @@ def _compile(kind: str, value: str, ignore_case: bool) -> Callable[[str], bool]:
     return methodcaller(_TESTS[kind], value)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StringMatcher:
     """type.matcher.v3.StringMatcher. `regex` is RE2 and must match the whole text; `ignore_case` has no effect on it."""
 
@@ -80,7 +80,7 @@ class StringMatcher:
         object.__setattr__(self, "matches", _compile(self.kind, self.value, self.ignore_case))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeaderMatcher:
     """route.v3.HeaderMatcher.
 
@@ -137,7 +137,7 @@ def parse_int64(text: str) -> int | None:
     return number if number in _INT64 else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QueryMatcher:
     """route.v3.QueryParameterMatcher: the first value of the name counts and is compared undecoded; no `string`: presence."""
 
@@ -225,7 +225,7 @@ def _literal(text: str, *, empty: bool = True) -> str:
     return "".join(char if char.isalnum() or char == "_" else f"\\{char}" for char in text)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PathMatcher:
     """Path specifier of route.v3.RouteMatch, on a path without query.
 
@@ -274,7 +274,7 @@ def _separated(prefix: str, case_sensitive: bool, path: str) -> bool:
 # -------------------------------------------------------------------------------------------------------------- addresses
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CidrMatcher:
     """core.v3.CidrRange. Host bits are masked; an IPv4-mapped IPv6 address is in no IPv4 range (recorded)."""
 

@@ -8,7 +8,6 @@ Chains bound to a destination prefix, a source or another port serve connections
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from proxyless.core.resources import (
     TcpProxy,
 )
 from proxyless.core.routing import RouteTable
+from proxyless.values import field, frozen
 
 __all__ = ["HttpTarget", "ListenerCompiler", "Missing", "OutboundListener", "Target", "compile_outbound"]
 
@@ -37,7 +37,7 @@ class Missing(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class HttpTarget:
     """Routes of a filter chain and how paths are normalised before; `paths` None: not at all."""
 
@@ -48,7 +48,7 @@ class HttpTarget:
 Target = HttpTarget | TcpProxy
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class _Chains:
     """Filter chains of one listener, by what an outbound connection can look like.
 
@@ -76,7 +76,7 @@ class _Chains:
         return self.tls
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen(eq=False)
 class OutboundListener:
     """All outbound listeners of one port.
 

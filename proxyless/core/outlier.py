@@ -18,7 +18,6 @@ Success rate and failure percentage detectors are not built.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, floor, inf
 
 from proxyless.core.learned import ClusterState, EndpointState
@@ -26,13 +25,14 @@ from proxyless.core.request import Address
 from proxyless.core.resources import OutlierDetection
 from proxyless.core.rng import Rng
 from proxyless.core.snapshot import Upstream
+from proxyless.values import frozen
 
 __all__ = ["Ejection", "observe_connected", "observe_local_failure", "observe_status", "readmit", "release_all"]
 
 _LOCAL_FAILURE, _LOCAL_TIMEOUT = 503, 504
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ejection:
     """One detection that may eject.
 

@@ -9,11 +9,11 @@ Sources: Envoy config.rbac.v3.RBAC, `RoleBasedAccessControlEngineImpl` and its m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from proxyless.core.matchers import CidrMatcher, HeaderMatcher, PathMatcher, StringMatcher, wire_text
 from proxyless.core.request import Address, Peer, Request
+from proxyless.values import frozen
 
 __all__ = [
     "AddressKind",
@@ -55,13 +55,13 @@ def _any(rules: Sequence[Rule], request: Request, peer: Peer) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AnyRule:
     def matches(self, request: Request, peer: Peer) -> bool:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AndRule:
     rules: tuple[Rule, ...]
 
@@ -72,7 +72,7 @@ class AndRule:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OrRule:
     rules: tuple[Rule, ...]
 
@@ -80,7 +80,7 @@ class OrRule:
         return _any(self.rules, request, peer)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NotRule:
     rule: Rule
 
@@ -88,7 +88,7 @@ class NotRule:
         return not self.rule.matches(request, peer)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeaderRule:
     matcher: HeaderMatcher
 
@@ -96,7 +96,7 @@ class HeaderRule:
         return self.matcher.matches(request)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UrlPathRule:
     """The normalised path, without query and fragment."""
 
@@ -106,7 +106,7 @@ class UrlPathRule:
         return self.matcher.matches(wire_text(request.path))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TemplateRule:
     """extensions.path.match.uri_template: Istio's `{*}` and `{**}` arrive as `*` and `**`."""
 
@@ -116,7 +116,7 @@ class TemplateRule:
         return self.matcher.matches(request.path)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddressRule:
     """An address in a range: `destination` ours, `direct_remote` the transport peer, `source` the same after PROXY protocol,
     `remote` the client after X-Forwarded-For."""
@@ -139,7 +139,7 @@ class AddressRule:
                 return peer.remote or peer.proxied or peer.address
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DestinationPortRule:
     """Our own port in [start, end)."""
 
@@ -150,7 +150,7 @@ class DestinationPortRule:
         return self.start <= peer.local.port < self.end
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServerNameRule:
     """`requested_server_name`: the SNI, empty without one."""
 
@@ -160,7 +160,7 @@ class ServerNameRule:
         return self.matcher.matches(peer.sni)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AuthenticatedRule:
     """`authenticated`: without a name any TLS peer, client certificate or not; with one, every URI name, then every DNS name,
     then the subject (empty without a certificate) is tried."""
@@ -185,7 +185,7 @@ class AuthenticatedRule:
 # -------------------------------------------------------------------------------------------------------------- metadata
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class ValueMatcher:
     """type.matcher.v3.ValueMatcher; exactly one part is set. `_ABSENT` stands for a value that is not there."""
 
@@ -223,7 +223,7 @@ class _Absent:
 _ABSENT = _Absent()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MetadataRule:
     """type.matcher.v3.MetadataMatcher over dynamic metadata. The verified JWT is the one source there is."""
 
@@ -254,7 +254,7 @@ class Verdict(NamedTuple):
     policy: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """Any permission and any principal; both lists have at least one entry."""
 
@@ -269,7 +269,7 @@ class Policy:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rbac:
     """One RBAC filter.
 

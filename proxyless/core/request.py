@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from proxyless.spiffe import SpiffeId
+from proxyless.values import field, frozen
 
 __all__ = ["Address", "Outcome", "OutcomeKind", "Peer", "Request"]
 
@@ -120,7 +121,7 @@ class Request:
         return value == "application/grpc" or value.startswith("application/grpc+")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Peer:
     """Who is at the other end of an inbound connection. Filled by the TLS layer only, never from a header.
 

@@ -7,12 +7,12 @@ field says what absence means. Times are seconds, weights are relative integers,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from proxyless.core.matchers import HeaderMatcher, PathMatcher, QueryMatcher, StringMatcher
 from proxyless.core.rbac import Rbac
 from proxyless.core.request import Address
+from proxyless.values import field, frozen
 
 __all__ = [
     "CircuitBreakers",
@@ -54,7 +54,7 @@ __all__ = [
 # ---------------------------------------------------------------------------------------------------------------- shared
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fraction:
     """`numerator` of `denominator` (100, 10,000 or 1,000,000): envoy.type.v3.FractionalPercent."""
 
@@ -75,7 +75,7 @@ class AppendAction(StrEnum):
     OVERWRITE_IF_EXISTS = "replace"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeaderMutation:
     """Add one header. `name` is lower case, `value` is literal text (`%%` already resolved)."""
 
@@ -84,7 +84,7 @@ class HeaderMutation:
     action: AppendAction = AppendAction.APPEND_IF_EXISTS_OR_ADD
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeaderMutations:
     """Removes run before adds (Envoy HeaderParser)."""
 
@@ -111,7 +111,7 @@ class TlsMaterial(StrEnum):
     UNKNOWN = "unknown"  # a secret that we have no source for: no connection can be made with it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class UpstreamTls:
     """extensions.transport_sockets.tls.v3.UpstreamTlsContext.
 
@@ -130,7 +130,7 @@ class UpstreamTls:
     tls13_only: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class DownstreamTls:
     """extensions.transport_sockets.tls.v3.DownstreamTlsContext."""
 
@@ -148,7 +148,7 @@ class DownstreamTls:
 # ---------------------------------------------------------------------------------------------------------------- routes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RouteMatch:
     """route.v3.RouteMatch: all of it must hold."""
 
@@ -159,7 +159,7 @@ class RouteMatch:
     grpc: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class WeightedCluster:
     name: str
     weight: int
@@ -167,7 +167,7 @@ class WeightedCluster:
     response_headers: HeaderMutations = NO_MUTATIONS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RetryPolicy:
     """route.v3.RetryPolicy. `num_retries` counts the extra attempts; `per_try_timeout` None: the route's time is the limit."""
 
@@ -183,7 +183,7 @@ class RetryPolicy:
     previous_priorities: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class HashPolicy:
     """One route.v3.RouteAction.HashPolicy: exactly one source is set. Kept for ring hash and maglev."""
 
@@ -196,7 +196,7 @@ class HashPolicy:
     terminal: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RouteAction:
     """Forward. `clusters` has one entry for a plain `cluster`; `total_weight` is their sum.
 
@@ -219,7 +219,7 @@ class RouteAction:
     hash_policies: tuple[HashPolicy, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Redirect:
     """route.v3.RedirectAction; empty strings leave that part alone."""
 
@@ -233,13 +233,13 @@ class Redirect:
     strip_query: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class DirectResponse:
     status: int
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Fault:
     """extensions.filters.http.fault.v3.HTTPFault of one route. Delay comes before abort; no percentage is 0 %."""
 
@@ -250,7 +250,7 @@ class Fault:
     abort_fraction: Fraction = Fraction(0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Route:
     """One entry of a virtual host; the first that matches wins.
 
@@ -270,7 +270,7 @@ class Route:
     rbac: Mapping[str, Rbac | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class VirtualHost:
     """`domains` are lower case, never empty, unique in the route configuration."""
 
@@ -282,7 +282,7 @@ class VirtualHost:
     response_headers: HeaderMutations = NO_MUTATIONS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RouteConfiguration:
     name: str
     virtual_hosts: tuple[VirtualHost, ...]
@@ -327,7 +327,7 @@ class Health(StrEnum):
         return self in (Health.UNKNOWN, Health.HEALTHY, Health.DEGRADED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class OutlierDetection:
     """cluster.v3.OutlierDetection with Envoy's defaults. `enforcing_*` are percentages; 0 switches a detector off."""
 
@@ -349,7 +349,7 @@ class OutlierDetection:
 UNLIMITED = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class CircuitBreakers:
     """cluster.v3.CircuitBreakers, DEFAULT priority, Envoy's defaults. Limits are for each process, as in gRPC clients."""
 
@@ -361,7 +361,7 @@ class CircuitBreakers:
     min_retry_concurrency: int = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class TransportSocketMatch:
     """The first whose `match` is a subset of the endpoint's labels decides; `tls` None is plain text."""
 
@@ -370,7 +370,7 @@ class TransportSocketMatch:
     tls: UpstreamTls | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class LbEndpoint:
     """endpoint.v3.LbEndpoint. `socket_match` is filter metadata `envoy.transport_socket_match`; `workload` is Istio's
     `workload;namespace;canonical-service;canonical-revision;cluster`, empty when unknown."""
@@ -383,7 +383,7 @@ class LbEndpoint:
     workload: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class LocalityEndpoints:
     region: str = ""
     zone: str = ""
@@ -393,7 +393,7 @@ class LocalityEndpoints:
     endpoints: tuple[LbEndpoint, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class LoadAssignment:
     """endpoint.v3.ClusterLoadAssignment."""
 
@@ -401,7 +401,7 @@ class LoadAssignment:
     localities: tuple[LocalityEndpoints, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Cluster:
     """cluster.v3.Cluster.
 
@@ -446,7 +446,7 @@ class EscapedSlashes(StrEnum):
     UNESCAPE_AND_FORWARD = "forward"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class PathNormalization:
     """HttpConnectionManager normalize_path, merge_slashes, path_with_escaped_slashes_action."""
 
@@ -455,7 +455,7 @@ class PathNormalization:
     escaped_slashes: EscapedSlashes = EscapedSlashes.KEEP_UNCHANGED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class HttpConnectionManager:
     """`rds` names the route configuration, or `routes` holds it. `rbac` are the RBAC filters in order, by filter name."""
 
@@ -468,7 +468,7 @@ class HttpConnectionManager:
     memo: list[object] = field(default_factory=list, compare=False, repr=False)  # compiled routes, made on first use
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class TcpProxy:
     """filters.network.tcp_proxy with the network RBAC filters before it."""
 
@@ -476,7 +476,7 @@ class TcpProxy:
     rbac: tuple[tuple[str, Rbac], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class FilterChainMatch:
     """listener.v3.FilterChainMatch; empty parts match everything. Selection order: destination port, destination prefix,
     server names, transport protocol, application protocols, source type, source prefix, source port; no backtracking."""
@@ -491,7 +491,7 @@ class FilterChainMatch:
     source_ports: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class FilterChain:
     """`filter` None: a chain with no terminal filter we know; its connections are closed."""
 
@@ -501,7 +501,7 @@ class FilterChain:
     filter: HttpConnectionManager | TcpProxy | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Listener:
     """listener.v3.Listener. `api` is the HTTP connection manager of an API listener (gRPC form)."""
 

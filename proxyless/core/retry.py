@@ -20,11 +20,11 @@ A body that cannot be sent again is never repeated by the policy.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from proxyless.core.request import Outcome, OutcomeKind, Request
 from proxyless.core.resources import RetryPolicy
 from proxyless.core.rng import Rng
+from proxyless.values import frozen
 
 __all__ = ["FREE_REPEATS", "RETRY_HEADERS", "RetryRule", "compile_rule", "rule_of_request"]
 
@@ -42,7 +42,7 @@ _GATEWAY_ERRORS = frozenset({502, 503, 504})
 _ANY_RESET = frozenset({"5xx", "gateway-error", "reset"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RetryRule:
     """A retry policy, compiled for questions.
 

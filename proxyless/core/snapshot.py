@@ -9,13 +9,13 @@ configuration that did not change, are the objects of the previous snapshot. Wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from proxyless.core.outbound import HttpTarget, ListenerCompiler, Missing, OutboundListener, Target, compile_outbound
 from proxyless.core.request import Request
 from proxyless.core.resources import Cluster, ClusterType, Listener, LoadAssignment, RouteConfiguration, TcpProxy
 from proxyless.core.routing import RouteTable
 from proxyless.core.upstreams import Endpoint, Upstream, compile_upstream
+from proxyless.values import field, frozen
 
 __all__ = [
     "Endpoint",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Resources:
     """What a control plane sent and we accepted, by resource name."""
 
@@ -40,7 +40,7 @@ class Resources:
     assignments: Mapping[str, LoadAssignment] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@frozen(kw_only=True, eq=False)
 class Snapshot:
     """The whole configuration at one moment.
 

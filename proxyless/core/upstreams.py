@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from proxyless.core.request import Address
 from proxyless.core.resources import Cluster, Health, LbEndpoint, LoadAssignment, LocalityEndpoints, UpstreamTls
+from proxyless.values import frozen, replace
 
 __all__ = ["Endpoint", "Upstream", "compile_upstream"]
 
@@ -14,7 +13,7 @@ _HTTP2_ALPN = ("istio-h2", "istio", "h2")
 _NOTHING = LoadAssignment(name="")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@frozen(kw_only=True, eq=False)
 class Endpoint:
     """One address of an upstream. `tls` None: plain text. Compared by identity."""
 
@@ -28,7 +27,7 @@ class Endpoint:
     locality: tuple[str, str, str] = ("", "", "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@frozen(kw_only=True, eq=False)
 class Upstream:
     """A cluster with its endpoints. Compared by identity: the same object as long as nothing of it changed.
 

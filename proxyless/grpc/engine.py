@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from proxyless.engine.registry import connect_error
 from proxyless.engine.timeouts import Timeouts, connect_limit
 from proxyless.errors import EngineError, IdentityError, NoIdentityError
 from proxyless.grpc.connection import Answer, Connection, Options, connect
+from proxyless.values import replace
 
 if TYPE_CHECKING:
     from proxyless.core.learned import ClusterState

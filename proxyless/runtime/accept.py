@@ -13,7 +13,6 @@ import socket
 import ssl
 import time
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from proxyless.core.inbound import ConnectionInfo, select_chain
@@ -22,6 +21,7 @@ from proxyless.errors import NoIdentityError, PeerVerificationError
 from proxyless.runtime.hello import HANDSHAKE_RECORD, MAX_HELLO, ClientHello, NeedMore, NotTls, parse_client_hello
 from proxyless.runtime.inbound import Connection, InboundGate
 from proxyless.telemetry import families
+from proxyless.values import replace
 
 if TYPE_CHECKING:
     from proxyless.core.resources import DownstreamTls

@@ -14,7 +14,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from proxyless.core.learned import Learned
@@ -25,6 +24,7 @@ from proxyless.runtime.waiting import Latch
 from proxyless.settings import Settings
 from proxyless.telemetry import families
 from proxyless.telemetry.recorder import Telemetry
+from proxyless.values import replace
 
 if TYPE_CHECKING:
     from proxyless.identity.source import IdentitySnapshot, IdentitySource

@@ -59,11 +59,12 @@ def node_message(settings: NodeSettings) -> Any:
     address = _ip(settings.address)
     metadata: dict[str, Any] = {
         "NAMESPACE": settings.namespace,
-        "SERVICE_ACCOUNT": settings.service_account,
         "WORKLOAD_NAME": settings.workload,
         "LABELS": dict(settings.labels),
         "INSTANCE_IPS": address,
     }
+    if settings.service_account:  # else the control plane reads it from our SVID
+        metadata["SERVICE_ACCOUNT"] = settings.service_account
     if settings.service:
         metadata["PROXYLESS"] = {"SERVICE": settings.service, "PORT": settings.port}
     name, space = settings.workload, settings.namespace

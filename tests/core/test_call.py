@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -44,6 +43,7 @@ from proxyless.errors import (
     UpstreamProtocolError,
     UpstreamTimeoutError,
 )
+from proxyless.values import replace
 from tests.core.outbound import (
     Chance,
     Driver,

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from proxyless.core.request import Address, Request
@@ -22,6 +20,7 @@ from proxyless.core.resources import (
     WeightedCluster,
 )
 from proxyless.core.snapshot import HttpTarget, Missing, Resources, Snapshot, compile_snapshot
+from proxyless.values import replace
 from tests.core.outbound import address, assignment, cluster, forward, listener, request, route, routes
 
 MESH = UpstreamTls(sni="outbound_.80_._.svc", alpn=("istio-peer-exchange", "istio"))
