@@ -85,7 +85,7 @@ class Outgoing:
         rewritten = rewrite_path(action, decision.route.match.path, path)
         if rewritten != path:
             original = (f"{path}?{query}" if query else path).encode("latin-1")
-            self.headers.append((b"x-envoy-original-path", original))
+            self._note(b"x-envoy-original-path", original)
         return rewritten
 
     def _set_authority(self, authority: str, action: RouteAction) -> None:
@@ -94,10 +94,17 @@ class Outgoing:
         if not self._host_rewritten:
             self._host_rewritten = True
             original = self.authority.encode("latin-1")
-            self.headers.append((b"x-envoy-original-host", original))
+            self._note(b"x-envoy-original-host", original)
             if action.append_x_forwarded_host:
                 self.headers.append((b"x-forwarded-host", original))
         self.authority = authority
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        """What was before the rewrite, in place of whatever the application wrote under this name (recorded)."""
+        headers = self.headers
+        if any(pair[0].lower() == name for pair in headers):
+            headers[:] = [pair for pair in headers if pair[0].lower() != name]
+        headers.append((name, value))
 
     def address_to(self, endpoint: Endpoint, action: RouteAction) -> None:
         """`auto_host_rewrite`: Host becomes the name of the endpoint, if it has one."""

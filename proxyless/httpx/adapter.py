@@ -36,6 +36,7 @@ __all__ = [
 
 Failures = Literal["raise", "respond"]
 EXTENSION = "proxyless"
+_BODILESS = frozenset((204, 304))  # no Content-Length, RFC 9110 section 8.6
 
 
 class MeshLike(Protocol):
@@ -152,10 +153,14 @@ def response_of(action: Action, exchange: OutboundExchange, library: Library, fa
         action = action.reply()
     if type(action) is not Reply:
         raise TypeError(f"not the end of a call: {action!r}")
+    headers = action.headers
+    if action.status not in _BODILESS:
+        headers = [*headers, (b"content-length", b"%d" % len(action.body))]
+    body = action.body if exchange.request.method != "HEAD" else b""  # RFC 9110 section 9.3.2: the headers are a GET's
     return library.Response(
         action.status,
-        headers=action.headers,
-        stream=library.ByteStream(action.body),
+        headers=headers,
+        stream=library.ByteStream(body),
         extensions={"http_version": b"HTTP/1.1", EXTENSION: CallInfo(exchange)},
     )
 

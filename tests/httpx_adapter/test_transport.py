@@ -126,6 +126,12 @@ def test_an_unknown_cluster_and_an_empty_one_are_503(make: Make) -> None:
     assert (response.status_code, response.extensions["proxyless"]["flag"]) == (503, "UH")
 
 
+def test_an_answer_of_the_mesh_to_head_has_no_body(make: Make) -> None:
+    response = make(mesh(snapshot([forward("empty")], cluster("empty", [])))).request("HEAD")
+    assert (response.status_code, response.content) == (503, b"")
+    assert int(response.headers["content-length"]) > 0
+
+
 def test_a_refused_connection_is_our_error_and_theirs(make: Make) -> None:
     with Server(replies(OK)) as server:
         pass
