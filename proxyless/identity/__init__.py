@@ -1,4 +1,4 @@
-"""Who we are and who the other end is: SVIDs, trust bundles, the Workload API, TLS. May import `core`, `protos`, `spiffe`, `errors`.
+"""Who we are and who the other end is: SVIDs, trust bundles, the Workload API, TLS. May import `core`, `protos`, `spiffe`, `unix`, `errors`.
 
 certificates, svid, bundle    X.509 and the rules of SPIFFE, parsed and checked
 verify                        whether the other end is who it says

@@ -1,4 +1,4 @@
-"""Configuration from a control plane. May import `core`, `protos`, `errors`.
+"""Configuration from a control plane. May import `core`, `protos`, `unix`, `errors`.
 
 session        the protocol (state of the world, ADS), without I/O
 decode         bytes to typed values: the trust boundary
