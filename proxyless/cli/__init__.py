@@ -72,7 +72,7 @@ def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("run", help="serve an ASGI application in the mesh, on uvicorn")
     parser.add_argument("app", metavar="MODULE:APP")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=0, help="port to bind (PROXYLESS_PORT, else 8000)")
+    parser.add_argument("--port", type=_port, default=0, help="port to bind (PROXYLESS_PORT, else 8000)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--reload", action="store_true", help="restart when a source file changes")
     parser.add_argument("--app-dir", default=".", help="where to import from (.)")
@@ -102,6 +102,12 @@ def _dev(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--step", action="append", default=[], metavar="NAME", help="play only this step (repeatable)")
     parser.add_argument("--keep-logs", metavar="DIR", default="", help="write the processes' logs there")
     parser.set_defaults(command=_lazily("proxyless.cli.dev"))
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: write a number from 1 to 65535, or 0 for the default")
+    return int(text)
 
 
 class _lazily:

@@ -8,12 +8,15 @@ import sys
 
 from proxyless.cli import EXIT_INVALID
 from proxyless.controlplane.manifest.validate import validate_paths
+from proxyless.errors import ConfigError
 
 __all__ = ["main"]
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Entry point of `proxyless validate`."""
+    if "-" in arguments.paths and sys.stdin is None:  # closed by whoever started us
+        raise ConfigError("there is no standard input to read")
     paths = "-" if arguments.paths == ["-"] else arguments.paths
     result = validate_paths(paths, arguments.mesh or None)
     if arguments.output == "json":

@@ -242,7 +242,7 @@ class OutboundCall:
                     break
         self.record.cluster = name
         if name == BLACK_HOLE:
-            return self._answer(502, b"", "UH", "no_healthy_upstream")
+            return self._answer(502, b"", "UH", "no_healthy_upstream{REGISTRY_ONLY_and_host_not_in_the_mesh}")
         upstream = self._snapshot.upstreams.get(name)
         if upstream is None:
             return self._no_cluster()

@@ -130,7 +130,7 @@ class AdminListener:
             if not self._complained:
                 self._complained = True
                 level = logging.INFO if self._workers is not None else logging.WARNING
-                log.log(level, "admin address %s is taken (%s); trying again until it is free", self._target, error)
+                log.log(level, "admin address %s: %s; trying again until it can be used", self._target, error.strerror)
             return
         self._server = server
         threading.Thread(target=server.serve_forever, name="proxyless-admin-server", daemon=True).start()

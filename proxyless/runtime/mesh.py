@@ -21,7 +21,7 @@ from proxyless.core.snapshot import Snapshot
 from proxyless.errors import NoIdentityError, SettingsError
 from proxyless.runtime.memory import give_back
 from proxyless.runtime.waiting import Latch
-from proxyless.settings import Settings
+from proxyless.settings import Settings, unknown_variables
 from proxyless.telemetry import families
 from proxyless.telemetry.recorder import Telemetry
 from proxyless.values import replace
@@ -39,6 +39,7 @@ __all__ = ["Mesh"]
 log = logging.getLogger("proxyless")
 
 DRAIN_TIMEOUT = 2.0
+IDENTITY_WAIT = 2.0  # seconds that a first connection to a control plane on TCP waits for an identity to make it with
 
 
 class Mesh:
@@ -91,6 +92,7 @@ class Mesh:
         self._unsubscribe: Callable[[], None] | None = None
         self._held: dict[str, str] = {}  # replaced, never changed: any thread reads it
         self._latch = Latch()
+        self._identified = threading.Event()
         self._xds: XdsClient | None = None
         self._announcement: Announcement | None = None
         self._admin: AdminListener | None = None
@@ -138,6 +140,7 @@ class Mesh:
             if not self._started:
                 return
             self._started = False
+            self._identified.set()  # nobody waits for it any more
             if self._admin is not None:
                 self._admin.close()
                 self._admin = None
@@ -249,6 +252,13 @@ class Mesh:
         """`configured`, not on its way out, and not refused as what it wants to be."""
         return self.configured and not self._draining and not self._held and not self._refused()
 
+    @property
+    def announced(self) -> bool:
+        """`ready`, and the control plane tells callers so; the same as `ready` where there is nothing to register."""
+        if not self.ready or not self.settings.service or not self.settings.xds:
+            return self.ready
+        return self._announcement is not None and self._announcement.announced
+
     def not_ready_reasons(self) -> list[str]:
         """Why `ready` is false; empty when it is true."""
         reasons = []
@@ -331,7 +341,11 @@ class Mesh:
             return None
         from proxyless.runtime.channel import channel_security
 
-        return lambda: channel_security(source, self.settings)
+        def credentials() -> ChannelSecurity:
+            self._identified.wait(IDENTITY_WAIT)  # at a start the first one is only moments away
+            return channel_security(source, self.settings)
+
+        return credentials
 
     def _publish(self, snapshot: Snapshot) -> None:
         """Called by the xDS thread. One assignment; requests in flight keep the snapshot they have."""
@@ -348,6 +362,7 @@ class Mesh:
             metrics.identify(str(identity.svid.spiffe_id))
             metrics.set(families.IDENTITY_EXPIRY, identity.svid.not_after)
             if not self._serial:
+                self._identified.set()
                 self._hurry()
             elif self._serial != identity.svid.serial:
                 metrics.add(families.IDENTITY_ROTATIONS)
@@ -355,13 +370,14 @@ class Mesh:
         self._open_latch()
 
     def _hurry(self) -> None:
-        """The first identity is there. Nothing could connect over TLS without it: no need to sit out the back-off."""
+        """The first identity is there, and it took long. Nothing could connect over TLS without it: no need to sit out the
+        back-off."""
         if self.settings.xds.startswith("unix:"):
             return
         xds, announcement = self._xds, self._announcement
-        if xds is not None:
+        if xds is not None and xds.status.stream.failures:
             xds.reconnect()
-        if announcement is not None:
+        if announcement is not None and announcement.status.stream.failures:
             announcement.reconnect()
 
     def _open_latch(self) -> None:
@@ -378,6 +394,8 @@ class Mesh:
         return str(status) if status.refusal else None
 
     def _warn_about_settings(self) -> None:
+        for name in unknown_variables(os.environ) if self._from_environment else ():
+            log.warning("%s is no setting and changes nothing", name)
         if self.settings.disabled_outbound and self.settings.node_kind != "router":  # a gateway speaks for itself
             log.critical("PROXYLESS_DISABLED=%s: outbound calls do not go through the mesh", self.settings.disabled)
             self.telemetry.metrics.set(families.DISABLED, 1, "outbound")

@@ -26,6 +26,7 @@ log = logging.getLogger("proxyless.access_log")
 
 MAX_PENDING = 10_000  # lines; some 8 MB
 FLUSH_EVERY = 0.1  # seconds
+COMPLAIN_EVERY = 10.0  # seconds between complaints about lines that are lost
 
 
 class LoggedHeaders(NamedTuple):
@@ -167,6 +168,7 @@ class AccessLog:
         self._fd = -1
         self._inode = 0
         self._closing = False
+        self._error = ""
         self.dropped = 0
 
     def write(self, text: str) -> None:
@@ -180,6 +182,14 @@ class AccessLog:
         pending.append(text)
         if not self._wake.is_set():
             self._wake.set()
+
+    def probe(self) -> None:
+        """Say now if lines cannot be written, not with the first request."""
+        try:
+            with self._writing:
+                self._descriptor()
+        except OSError as error:
+            log.error("access log %s cannot be written: %s", self._target, error.strerror)
 
     def flush(self, timeout: float = 2.0) -> None:
         """Write everything queued so far from this thread; gives up when the sink blocks another one for `timeout` seconds."""
@@ -207,15 +217,16 @@ class AccessLog:
         threading.Thread(target=self._run, name="proxyless-access-log", daemon=True).start()
 
     def _run(self) -> None:
-        told = 0
+        told, complain_at = 0, 0.0
         while not self._closing:
             self._wake.wait()
             self._wake.clear()
             with self._writing:
                 self._drain()
-            if self.dropped > told:
-                log.warning("access log %s is too slow or broken: %d lines lost so far", self._target, self.dropped)
-                told = self.dropped
+            if self.dropped > told and time.monotonic() >= complain_at:
+                why = self._error or "it is too slow"
+                log.warning("access log %s: %s; %d lines lost so far", self._target, why, self.dropped)
+                told, complain_at = self.dropped, time.monotonic() + COMPLAIN_EVERY
             time.sleep(FLUSH_EVERY)  # lines of the next moments are written together
 
     def _drain(self) -> None:
@@ -225,9 +236,10 @@ class AccessLog:
             batch = [pending.popleft() for _ in range(min(len(pending), 1000))]
             try:
                 self._put(("\n".join(batch) + "\n").encode("ascii"))
+                self._error = ""
             except OSError as error:
                 self.dropped += len(batch)
-                log.debug("access log %s cannot be written: %s", self._target, error)
+                self._error = error.strerror or str(error)
 
     def _put(self, data: bytes) -> None:
         fd = self._descriptor()

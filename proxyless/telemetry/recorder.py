@@ -66,6 +66,8 @@ class Telemetry:
         """Import and create what the first request would otherwise wait for."""
         families.before_collecting(self.metrics.registry, self)
         self.metrics.warm()
+        if self.access_log is not None:
+            self.access_log.probe()
 
     def soon(self, loop: asyncio.AbstractEventLoop, record: Callable[[], None]) -> None:
         """Have `record` called in the next turn of the running loop, or before the metrics are read."""

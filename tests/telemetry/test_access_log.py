@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from proxyless.telemetry import access_log
 from proxyless.telemetry.access_log import AccessLog, LoggedHeaders, fixed, line, open_access_log
+from tests.engine.helpers import wait_until
 
 ENVOY_KEYS = {
     "start_time", "route_name", "method", "path", "protocol", "response_code", "response_flags", "response_code_details",
@@ -111,6 +112,22 @@ def test_a_file_that_cannot_be_opened_loses_lines_and_raises_nothing(tmp_path):
     log.write("one")
     log.close()
     assert log.dropped == 1
+
+
+def test_a_file_that_cannot_be_opened_is_said_at_the_start(tmp_path, caplog):
+    AccessLog(str(tmp_path / "missing" / "log")).probe()
+    assert "missing/log cannot be written: No such file or directory" in caplog.text
+
+
+def test_lost_lines_are_counted_aloud_with_the_reason(tmp_path, caplog):
+    log = AccessLog(str(tmp_path / "missing" / "log"))
+    for _ in range(3):
+        log.write("one")
+        wait_until(lambda: not log._pending)
+    wait_until(lambda: "lost so far" in caplog.text)
+    log.close()
+    assert "No such file or directory" in caplog.text
+    assert caplog.text.count("lost so far") == 1
 
 
 def test_off_is_none():
