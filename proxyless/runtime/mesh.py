@@ -127,6 +127,8 @@ class Mesh:
         source = self.identity_source
         if source is not None:
             self._unsubscribe = source.subscribe(self._identity_changed)
+            if source.current is not None:
+                self._identity_changed(source.current)
             source.start()
         if self.settings.xds:
             self._start_xds()
