@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,33 @@ def test_an_unknown_step_is_named() -> None:
     code, rows, log = play(EXAMPLE, "--step", "nothing")
     assert (code, rows) == (1, [])
     assert "no step 'nothing'; there are canary" in log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends the children")
+def test_a_kill_leaves_no_process_behind() -> None:
+    command = [sys.executable, "-m", "proxyless", "dev", str(EXAMPLE)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as dev:
+        children = Path(f"/proc/{dev.pid}/task/{dev.pid}/children")
+        try:
+            wait_until(lambda: len(children.read_text().split()) >= 3, "three processes", 30)
+            started = [int(pid) for pid in children.read_text().split()]
+        finally:
+            dev.kill()
+    wait_until(lambda: not any(alive(pid) for pid in started), "their end", 15)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come in {timeout} s"
+        time.sleep(0.02)
 
 
 def test_a_broken_manifest_is_said_with_its_line_and_nothing_starts(example: Path) -> None:

@@ -20,6 +20,16 @@ from proxyless.errors import ProxylessError
 __all__ = ["Child", "ProcessFailedError", "free_port"]
 
 STOP_TIMEOUT = 8.0
+# Runs its arguments, and has the kernel end them with us, however we end (prctl PR_SET_PDEATHSIG; Linux, elsewhere nothing).
+_WITH_PARENT = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes, signal
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ProcessFailedError(ProxylessError):
@@ -55,10 +65,12 @@ class Child:
         return self._process.pid if self._process is not None else 0
 
     def start(self) -> None:
+        """From the main thread: a child ends with the thread that started it."""
+        command = [sys.executable, "-c", _WITH_PARENT, str(os.getpid()), *self._command]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C reaches us alone, and we end the children in order.
             self._process = subprocess.Popen(  # noqa: S603 - the operator's own dev.yaml names the command
-                self._command, env=self._env, cwd=self._cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, env=self._env, cwd=self._cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
 
