@@ -63,6 +63,7 @@ class AdminListener:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._complained = False
+        self._trouble = ""
 
     @property
     def address(self) -> str:
@@ -76,8 +77,7 @@ class AdminListener:
 
     def start(self) -> None:
         """Listen if the address is free, and keep trying if it is not. Returns at once."""
-        self._tell()
-        self._listen()
+        self._look()
         self._thread = threading.Thread(target=self._run, name="proxyless-admin", daemon=True)
         self._thread.start()
 
@@ -95,18 +95,22 @@ class AdminListener:
 
     def states(self) -> list[WorkerState]:
         """Of all workers, or of us alone."""
-        if self._workers is None:
-            return [self._state()]
-        self._tell()
-        return self._workers.living()
+        own = self._tell()
+        living = [] if self._workers is None else self._workers.living()
+        # Files in a temporary directory may be cleaned away; we live all the same, and may be the one that is not ready.
+        return living if any(state.pid == own.pid for state in living) else [*living, own]
 
     def _run(self) -> None:
         while not self._stop.wait(POLL):
+            self._look()
+
+    def _look(self) -> None:
+        """Never raises: an unusable directory must not end the only listener that can say so."""
+        for step in (self._tell, self._listen):
             try:
-                self._tell()
-                self._listen()
-            except Exception:  # an unreadable directory must not end the only listener that can say so
-                log.exception("admin listener")
+                step()
+            except Exception as error:
+                self._complain(f"{type(error).__name__}: {error}", error)
 
     def _state(self) -> WorkerState:
         mesh = self._mesh
@@ -114,12 +118,22 @@ class AdminListener:
         reasons = tuple(mesh.not_ready_reasons())
         return WorkerState(os.getpid(), mesh.ready, reasons, 0 if snapshot is None else snapshot.generation)
 
-    def _tell(self) -> None:
+    def _tell(self) -> WorkerState:
         with self._telling:
             state = self._state()
             self._vitals.refresh()
             if self._workers is not None:
-                self._workers.tell(state)
+                try:
+                    self._workers.tell(state)
+                except OSError as error:
+                    self._complain(f"the workers cannot be told about this one: {error}")
+        return state
+
+    def _complain(self, text: str, error: Exception | None = None) -> None:
+        """Once, and again when it is something else: what is wrong is looked at four times a second."""
+        if text != self._trouble:
+            self._trouble = text
+            log.error("%s", text, exc_info=error)
 
     def _listen(self) -> None:
         if self._server is not None:

@@ -41,6 +41,9 @@ class Workers:
 
     def tell(self, state: WorkerState) -> None:
         """Write our state if it changed."""
+        if self._lock >= 0 and not self._path(state.pid, "lock").exists():  # cleaned away, as old files in /tmp are
+            os.close(self._lock)
+            self._lock, self._told = -1, None
         if self._lock < 0:
             self._lock = os.open(self._path(state.pid, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -284,3 +284,30 @@ def test_probes_at_one_time_do_not_write_the_state_of_a_worker_twice(fixture, tm
         thread.join()
     admin.close()
     assert overlaps == 0
+
+
+def test_a_worker_whose_files_were_cleaned_away_still_counts(fixture, tmp_path):
+    admin = AdminListener(fixture.mesh, "127.0.0.1:0", str(tmp_path))
+    admin.start()
+    try:
+        assert ask(admin.address, "/ready")[0] == 503
+        for path in tmp_path.iterdir():
+            path.unlink()
+        assert ask(admin.address, "/ready")[0] == 503
+        eventually(
+            lambda: {path.suffix for path in tmp_path.iterdir()} == {".json", ".lock"}, what="files of the worker"
+        )
+    finally:
+        admin.close()
+
+
+def test_a_directory_of_workers_that_is_not_there_is_said_once_and_keeps_nothing_from_running(fixture, caplog):
+    admin = AdminListener(fixture.mesh, "127.0.0.1:0", "/nowhere/at/all")
+    admin.start()
+    try:
+        assert ask(admin.address, "/ready")[0] == 503
+        assert ask(admin.address, "/healthz")[0] == 200
+        admin.states()
+    finally:
+        admin.close()
+    assert caplog.text.count("/nowhere/at/all") == 1
