@@ -80,7 +80,7 @@ class Edge:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
         self._started.set()
-        await Gateway(self.mesh, "127.0.0.1").run(stop)
+        await Gateway(self.mesh, "127.0.0.1", drain=0).run(stop)
 
     def serve(self, *ports: int) -> None:
         self.local.edit(manifests(ports, self._upstream))
@@ -192,14 +192,6 @@ def test_an_answer_that_breaks_off_is_cut_short_for_the_client_too(caplog: pytes
 # ------------------------------------------------------------------------------------------------------ clients that leave
 
 
-def leave(port: int, request: bytes, answered: bool) -> None:
-    with socket.create_connection(("127.0.0.1", port), 5) as client:
-        client.sendall(request)
-        if answered:
-            client.recv(100)
-
-
-ENDLESS = b"1\r\nx\r\n" * 1000
 LEAVERS = {
     "while it is answered": (b"GET /v1/a HTTP/1.1\r\nHost: shop.test\r\n\r\n", True),
     "before it is answered": (b"GET /v1/a HTTP/1.1\r\nHost: shop.test\r\n\r\n", False),

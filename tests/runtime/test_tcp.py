@@ -64,7 +64,10 @@ def test_a_node_that_claims_another_service_account_gets_no_configuration() -> N
             assert impostor.snapshot is None
 
 
-def test_a_workload_without_identity_waits_for_it_and_then_does_not_sit_out_a_back_off() -> None:
+def test_a_workload_without_identity_waits_for_it_and_then_does_not_sit_out_a_back_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxyless.runtime.mesh.IDENTITY_WAIT", 0.02)
     with LocalMesh(workloads=WORKLOADS, listen="127.0.0.1:0") as local:
         source = StaticSource()
         mesh = Mesh(over_tcp(local, "payments", service="payments", port=9), identity_source=source)
