@@ -50,6 +50,8 @@ __all__ = [
 
 BLACK_HOLE = "BlackHoleCluster"  # Istio's name for nowhere
 
+_HERE = Redirect()  # to where the request was sent
+
 _START, _DELAYED, _READY, _ATTEMPTING, _DELIVERED, _ENDED = range(6)
 
 
@@ -196,7 +198,6 @@ class OutboundCall:
         if not fault.abort_fraction.draw(self._rng.random()):
             return None
         status = fault.abort_status or 200
-        self._decision = None  # the router has not seen the request: no response mutations
         return self._answer(
             status, b"fault filter abort", "FI", "fault_filter_abort", grpc_status=fault.abort_grpc_status
         )
@@ -210,8 +211,12 @@ class OutboundCall:
             location = redirect_location(action, decision.route.match.path, self._request)
             headers = [(b"location", location.encode("latin-1"))]
             return self._answer(action.status, b"", "-", "direct_response", headers)
-        if isinstance(action, DirectResponse):
-            return self._answer(action.status, action.body, "-", "direct_response")
+        if isinstance(action, DirectResponse) and decision is not None:
+            headers = []
+            if action.status == 201 or 300 <= action.status < 400:  # recorded: Envoy tells these where they are
+                location = redirect_location(_HERE, decision.route.match.path, self._request)
+                headers = [(b"location", location.encode("latin-1"))]
+            return self._answer(action.status, action.body, "-", "direct_response", headers)
         return self._answer(503, b"", "NR", "non_forwarding_action")
 
     def _forward(self, decision: RouteDecision, action: RouteAction, now: float) -> Action:

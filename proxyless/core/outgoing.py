@@ -83,9 +83,10 @@ class Outgoing:
         if not action.prefix_rewrite and action.regex_rewrite is None:
             return path
         rewritten = rewrite_path(action, decision.route.match.path, path)
-        if rewritten != path:
-            original = (f"{path}?{query}" if query else path).encode("latin-1")
-            self._note(b"x-envoy-original-path", original)
+        if rewritten is None:
+            return path
+        original = (f"{path}?{query}" if query else path).encode("latin-1")
+        self._note(b"x-envoy-original-path", original)
         return rewritten
 
     def _set_authority(self, authority: str, action: RouteAction) -> None:

@@ -25,17 +25,16 @@ def to_wire(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
-def rewrite_path(action: RouteAction, matcher: PathMatcher, path: str) -> str:
-    """The path to send; `path` without query is what `matcher` matched. Never raises."""
+def rewrite_path(action: RouteAction, matcher: PathMatcher, path: str) -> str | None:
+    """The path to send, possibly the same; `path` without query is what `matcher` matched. None: it is not rewritten. Never
+    raises."""
     return _rewritten(action.prefix_rewrite, action.regex_rewrite, matcher, path)
 
 
-def _rewritten(prefix: str, regex: tuple[str, str] | None, matcher: PathMatcher, path: str) -> str:
+def _rewritten(prefix: str, regex: tuple[str, str] | None, matcher: PathMatcher, path: str) -> str | None:
     if prefix:
         return to_wire(prefix) + path[_matched_length(matcher, path) :]
-    if regex is not None:
-        return _substitute(regex, path)
-    return path
+    return None if regex is None else _substitute(regex, path)
 
 
 def _matched_length(matcher: PathMatcher, path: str) -> int:
@@ -45,12 +44,28 @@ def _matched_length(matcher: PathMatcher, path: str) -> int:
     return len(path)
 
 
-def _substitute(rewrite: tuple[str, str], path: str) -> str:
+def _substitute(rewrite: tuple[str, str], path: str) -> str | None:
     pattern, substitution = _compiled(*rewrite)
     if substitution is None:
-        return path
-    text = pattern.sub(lambda found: "".join(_group(found, part) for part in substitution), wire_text(path))
-    return to_wire(text) or path
+        return None
+    return to_wire(_replace_all(pattern, substitution, wire_text(path))) or None
+
+
+def _replace_all(pattern: re.Pattern[str], substitution: tuple[str | int, ...], text: str) -> str:
+    """RE2's GlobalReplace. Unlike `re.sub` it has no empty match where the match before it ended."""
+    out: list[str] = []
+    at, last = 0, -1
+    while at <= len(text) and (found := pattern.search(text, at)) is not None:
+        start, end = found.span()
+        out.append(text[at:start])
+        if start == end == last:
+            out.append(text[start : start + 1])
+            at = start + 1
+        else:
+            out += [_group(found, part) for part in substitution]
+            at = last = end
+    out.append(text[at:])
+    return "".join(out)
 
 
 def _group(found: re.Match[str], part: str | int) -> str:
@@ -84,7 +99,7 @@ def redirect_location(redirect: Redirect, matcher: PathMatcher, request: Request
         path = path if path.startswith("/") else f"/{path}"
         own_query = bool(mark)
     else:
-        path = _rewritten(redirect.prefix_rewrite, redirect.regex_rewrite, matcher, request.path)
+        path = _rewritten(redirect.prefix_rewrite, redirect.regex_rewrite, matcher, request.path) or request.path
         mark = query = ""
         own_query = False
     target = f"{path}{mark}{query}"

@@ -136,6 +136,13 @@ def test_request_mutations_and_rewrites_reach_the_attempt() -> None:
     ]
 
 
+@pytest.mark.parametrize(("status", "location"), [(200, []), (201, [b"http://svc/a?b"]), (304, [b"http://svc/a?b"])])
+def test_a_direct_response_that_creates_or_redirects_says_where(status: int, location: list[bytes]) -> None:
+    action = Driver(snapshot(routes(route(DirectResponse(status=status)))), request("/a?b")).run()
+    assert isinstance(action, Reply)
+    assert [value for name, value in action.headers if name == b"location"] == location
+
+
 def test_auto_host_rewrite_takes_the_endpoints_name() -> None:
     endpoints = [LbEndpoint(address=address(index), hostname=f"h{index}") for index in range(2)]
     action = forward("c", timeout=0.0, auto_host_rewrite=True, retry=retries("5xx"))
@@ -263,6 +270,14 @@ def test_an_aborted_call_is_answered_without_an_attempt_and_not_retried() -> Non
     assert (action.status, action.flag, action.details) == (503, "FI", "fault_filter_abort")
     assert action.body == b"fault filter abort"
     assert not driver.attempts
+
+
+def test_the_answer_of_a_fault_is_changed_as_the_route_says() -> None:
+    change = HeaderMutations(add=(HeaderMutation(b"x-new", b"1"),))
+    fault = Fault(abort_status=503, abort_fraction=Fraction(100))
+    action = Driver(snapshot(routes(route(forward("c"), fault=fault, response_headers=change))), request()).run()
+    assert isinstance(action, Reply)
+    assert (b"x-new", b"1") in action.headers
 
 
 def test_a_delayed_call_goes_on_after_its_delay() -> None:

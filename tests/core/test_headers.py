@@ -46,6 +46,14 @@ def test_in_one_level_removals_come_before_additions() -> None:
     assert headers == [(b"x-b", b"kept"), (b"x-a", b"new")]
 
 
+def test_in_one_level_replacements_come_before_additions() -> None:
+    append, overwrite = AppendAction.APPEND_IF_EXISTS_OR_ADD, AppendAction.OVERWRITE_IF_EXISTS_OR_ADD
+    level = [(b"2", append), (b"3", overwrite), (b"4", append), (b"5", overwrite), (b"6", AppendAction.ADD_IF_ABSENT)]
+    headers = [(b"x-a", b"1")]
+    mutate(headers, (HeaderMutations(add=tuple(HeaderMutation(b"x-a", *each) for each in level)),))
+    assert [value for _, value in headers] == [b"5", b"2", b"4"]
+
+
 def test_removal_ignores_case_and_leaves_bytes_alone() -> None:
     headers = [(b"X-Gone", b"1"), (b"X-Name", b"f\xfcr")]
     mutate(headers, (HeaderMutations(remove=(b"x-gone",)),))

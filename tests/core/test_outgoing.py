@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.core.outbound import Driver, forward, request, route, routes, snapshot
 
 
-def sent(written: dict[str, str], *, path: str = "/v1/a", **rewrite: str) -> list[tuple[bytes, bytes]]:
+def sent(written: dict[str, str], *, path: str = "/v1/a", **rewrite: Any) -> list[tuple[bytes, bytes]]:
     action = forward("c", timeout=0.0, **rewrite)
     driver = Driver(snapshot(routes(route(action, "/v1"))), request(path, "outer", headers=written))
     driver.run()
@@ -19,6 +21,11 @@ def test_the_original_is_noted_in_place_of_what_the_application_wrote() -> None:
         (b"x-envoy-original-host", b"outer"),
         (b"x-envoy-original-path", b"/v1/a"),
     ]
+
+
+def test_a_rewrite_is_noted_also_when_the_path_is_the_same() -> None:
+    for same in ({"prefix_rewrite": "/v1"}, {"regex_rewrite": ("nothing", "x")}):
+        assert (b"x-envoy-original-path", b"/v1/a") in sent({}, **same)
 
 
 def test_without_a_rewrite_it_stays() -> None:

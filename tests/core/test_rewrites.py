@@ -33,12 +33,17 @@ def test_prefix_rewrite(kind: str, value: str, rewrite: str, path: str, expected
         pytest.param("one", "two", "/xxx/one/yyy/one", "/xxx/two/yyy/two", id="every occurrence"),
         pytest.param("x+", r"<\0>", "/axxb", "/a<xx>b", id="whole match"),
         pytest.param("a", r"\\", "/a", "/\\", id="backslash"),
-        pytest.param("/gone", "", "/gone", "/gone", id="an empty result leaves the path"),
-        pytest.param("a", r"\3", "/a", "/a", id="a missing group leaves the path"),
+        pytest.param("/gone", "", "/gone", None, id="an empty result leaves the path"),
+        pytest.param("a", r"\3", "/a", None, id="a missing group leaves the path"),
         pytest.param("nothing", "x", "/a", "/a", id="no match"),
+        pytest.param(".*", "/all", "/a", "/all", id="no empty match behind a match"),
+        pytest.param("x*", "Y", "/xxa", "Y/YaY", id="an empty match goes on by a character"),
+        pytest.param("|a", "-", "/ab", "-/-a-b-", id="the first alternative, not the longest"),
+        pytest.param("$", "/end", "/a", "/a/end", id="the end"),
+        pytest.param("^", "/v1", "/a", "/v1/a", id="the start"),
     ],
 )
-def test_regex_rewrite(pattern: str, substitution: str, path: str, expected: str) -> None:
+def test_regex_rewrite(pattern: str, substitution: str, path: str, expected: str | None) -> None:
     action = forward("c", regex_rewrite=(pattern, substitution))
     assert rewrite_path(action, PathMatcher("prefix", "/"), path) == expected
 
