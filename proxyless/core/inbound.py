@@ -102,7 +102,7 @@ def admit(
         if target.action == "reject" or (target.action == "redirect" and request.is_grpc):
             return _refused(request, 400, "path_normalization_failed")
         if target.path != request.path:
-            request = _with_path(request, target.path)
+            request = request.with_path(target.path)
         if target.action == "redirect":
             return _refused(request, 307, "path_normalization_failed", location=request.values(":path")[0])
     peer = _with_client_address(manager, request, peer)
@@ -185,20 +185,6 @@ def _refused(
 ) -> Admission:
     headers = ((b"location", location.encode("latin-1", "replace")),) if location else ()
     return Admission(False, status, body, "-", details, policy, request, headers)
-
-
-def _with_path(request: Request, path: str) -> Request:
-    return Request(
-        request.method,
-        path,
-        request.headers,
-        authority=request.authority,
-        scheme=request.scheme,
-        query=request.query,
-        destination=request.destination,
-        sni=request.sni,
-        body_replayable=request.body_replayable,
-    )
 
 
 def _with_client_address(manager: HttpConnectionManager, request: Request, peer: Peer) -> Peer:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from proxyless.spiffe import SpiffeId
 from proxyless.values import field, frozen
@@ -88,6 +89,12 @@ class Request:
                 # Blanks around a value are no part of it (RFC 9110 5.5); not every server's parser drops them.
                 index.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1").strip(" \t"))
         return index.get(name, ())
+
+    def with_path(self, path: str) -> Self:
+        """The same request for another path."""
+        changed = copy(self)
+        changed.path = path
+        return changed
 
     def has(self, name: bytes) -> bool:
         """There is a header of this name (lower case). Indexes nothing: for the one header that most requests lack."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxyless.core.actions import Attempt
+from proxyless.core.replies import parse_grpc_status
 from proxyless.core.request import Outcome, OutcomeKind, RawHeaders
 from proxyless.errors import EngineError
 
@@ -49,8 +50,8 @@ def answered(status: int, headers: RawHeaders, *, reused: bool, grpc: bool) -> O
     grpc_status = None
     if grpc:
         for name, value in headers:
-            if name.lower() == b"grpc-status" and value.isdigit():
-                grpc_status = int(value)
+            if name.lower() == b"grpc-status":
+                grpc_status = parse_grpc_status(value)
     return Outcome(
         kind=OutcomeKind.RESPONSE,
         status=status,

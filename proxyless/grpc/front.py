@@ -45,8 +45,8 @@ log = logging.getLogger("proxyless.grpc")
 ALPN = ("h2",)
 SHUTDOWN_TIMEOUT = 1.0  # seconds for TLS' goodbye
 LOOK_AGAIN = 0.005  # seconds until the rest of a ClientHello is looked for: a peeked socket stays readable
-FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-FULL_WAIT = 0.1  # seconds to wait when no file descriptor is left
+GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})  # a caller that left before it was accepted
+ACCEPT_WAIT = 0.1  # seconds to wait when accepting fails, as when no file descriptor is left
 LONGEST_PATH = 100  # sun_path has 108 bytes
 
 # By what `context.peer()` says. The paths hold a directory that is ours alone, so they are unique in a process.
@@ -190,9 +190,9 @@ class Front:
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:
-                if error.errno in FULL:
+                if error.errno not in GONE:
                     log.error("cannot accept: %s", error)
-                    await asyncio.sleep(FULL_WAIT)
+                    await asyncio.sleep(ACCEPT_WAIT)
                 continue
             task = loop.create_task(self._serve(sock))
             self._tasks.add(task)

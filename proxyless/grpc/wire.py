@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 import grpc
 
+from proxyless.core.replies import parse_grpc_status
 from proxyless.core.request import RawHeaders
 from proxyless.errors import ConfigError
 
@@ -99,13 +100,14 @@ def status_code(number: int) -> grpc.StatusCode:
 
 def status_of_reply(headers: RawHeaders) -> tuple[grpc.StatusCode, str]:
     """Status and message of an answer that consists of headers."""
-    number, message = 2, ""
+    number: int | None = None
+    message = ""
     for name, value in headers:
         if name == b"grpc-status":
-            number = int(value)
+            number = parse_grpc_status(value)
         elif name == b"grpc-message":
             message = unquote_to_bytes(value).decode("utf-8", "replace")
-    return status_code(number), message
+    return status_code(2 if number is None else number), message
 
 
 def parse_target(target: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from proxyless.core.replies import parse_grpc_status
 from proxyless.telemetry import access_log, families
 from proxyless.telemetry.spans import hook
 
@@ -113,8 +114,8 @@ class InboundExchange:
     def trailers(self, headers: Iterable[RawHeader]) -> None:
         """Look for the gRPC status in headers or trailers."""
         for name, value in headers:
-            if name.lower() == b"grpc-status" and value.isdigit():
-                self._grpc_status = int(value)
+            if name.lower() == b"grpc-status":
+                self._grpc_status = parse_grpc_status(value)
 
     def disconnected(self) -> None:
         """The caller went away; after the end of the response that is nothing unusual."""

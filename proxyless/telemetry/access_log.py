@@ -237,9 +237,9 @@ class AccessLog:
             try:
                 self._put(("\n".join(batch) + "\n").encode("ascii"))
                 self._error = ""
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the latter: a standard stream that was closed
                 self.dropped += len(batch)
-                self._error = error.strerror or str(error)
+                self._error = getattr(error, "strerror", "") or str(error)
 
     def _put(self, data: bytes) -> None:
         fd = self._descriptor()
