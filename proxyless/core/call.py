@@ -170,7 +170,7 @@ class OutboundCall:
                 location = [(b"location", _target(normalized.path, self._request.query))]
                 return self._answer(307, b"", "-", "path_normalization_failed", location)
             if normalized.path != path:
-                self._request = _with_path(self._request, normalized.path)
+                self._request = self._request.with_path(normalized.path)
         decision = self._decision = select_route(target.table, self._request, self._rng)
         record = self.record
         if decision is None:
@@ -483,17 +483,3 @@ class OutboundCall:
 
 def _target(path: str, query: str) -> bytes:
     return (f"{path}?{query}" if query else path).encode("latin-1")
-
-
-def _with_path(request: Request, path: str) -> Request:
-    return Request(
-        request.method,
-        path,
-        request.headers,
-        authority=request.authority,
-        scheme=request.scheme,
-        query=request.query,
-        destination=request.destination,
-        sni=request.sni,
-        body_replayable=request.body_replayable,
-    )
