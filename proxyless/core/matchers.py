@@ -17,6 +17,7 @@ from operator import methodcaller
 from typing import Literal
 
 from proxyless.core.regex import full_matcher
+from proxyless.core.regex_syntax import byte_text
 from proxyless.core.request import Request
 from proxyless.values import field, frozen
 
@@ -31,7 +32,7 @@ _UPPER_TO_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 
 def wire_text(text: str) -> str:
-    """UTF-8 reading of a latin-1 decoded text; bytes that are no UTF-8 become surrogate escapes, which match no regex."""
+    """UTF-8 reading of a latin-1 decoded text; bytes that are no UTF-8 become surrogate escapes."""
     if text.isascii():
         return text
     return text.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
@@ -244,21 +245,16 @@ class PathMatcher:
     def _compile(self) -> Callable[[str], bool]:
         match self.kind:
             case "exact" | "prefix":
-                return _compile(self.kind, _wire(self.value), not self.case_sensitive)
+                return _compile(self.kind, byte_text(self.value), not self.case_sensitive)
             case "path_separated_prefix":
                 if not self.value.startswith("/") or self.value.endswith("/") or set("?#") & set(self.value):
                     raise ValueError("path_separated_prefix starts with /, does not end with /, and has no ? and #")
-                return partial(_separated, _wire(self.value), self.case_sensitive)
+                return partial(_separated, byte_text(self.value), self.case_sensitive)
             case "regex":
                 return partial(_wire_fullmatch, _compile("regex", self.value, False))
             case "template":
                 return _compile("regex", template_regex(self.value), False)
         raise ValueError(f"unknown kind of path matcher: {self.kind!r}")
-
-
-def _wire(value: str) -> str:
-    """The latin-1 reading that a path on the wire has."""
-    return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _wire_fullmatch(test: Callable[[str], bool], path: str) -> bool:

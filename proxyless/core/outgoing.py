@@ -7,10 +7,11 @@ Order as in Envoy `finalizeRequestHeaders`: header mutations, then the host rewr
 from __future__ import annotations
 
 from proxyless.core.headers import Pairs, mutate
+from proxyless.core.regex_syntax import byte_text
 from proxyless.core.request import Request
 from proxyless.core.resources import RouteAction
 from proxyless.core.retry import RETRY_HEADERS
-from proxyless.core.rewrites import rewrite_path, to_wire
+from proxyless.core.rewrites import rewrite_path
 from proxyless.core.routing import RouteDecision
 from proxyless.core.snapshot import Endpoint
 from proxyless.core.timeouts import TIMEOUT_HEADERS
@@ -79,7 +80,7 @@ class Outgoing:
     def _rewrite(self, action: RouteAction, decision: RouteDecision, path: str, query: str) -> str:
         self.rewrite_host = action.auto_host_rewrite
         if action.host_rewrite:
-            self._set_authority(to_wire(action.host_rewrite), action)
+            self._set_authority(byte_text(action.host_rewrite), action)
         if not action.prefix_rewrite and action.regex_rewrite is None:
             return path
         rewritten = rewrite_path(action, decision.route.match.path, path)
@@ -110,7 +111,7 @@ class Outgoing:
     def address_to(self, endpoint: Endpoint, action: RouteAction) -> None:
         """`auto_host_rewrite`: Host becomes the name of the endpoint, if it has one."""
         if endpoint.hostname:
-            self._set_authority(to_wire(endpoint.hostname), action)
+            self._set_authority(byte_text(endpoint.hostname), action)
 
     def numbered(self, attempt: int, expected_ms: int | None) -> Pairs:
         """Headers of one attempt."""

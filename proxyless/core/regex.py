@@ -20,13 +20,13 @@ from proxyless.core.regex_syntax import (
     Node,
     Repeat,
     Sequence_,
+    byte_text,
     parse,
 )
 
 __all__ = ["compile_re2", "full_matcher"]
 
 _BUDGET = 100_000  # steps that `re` may take at worst: about a millisecond
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _ASSERTIONS = {
     "start": r"\A",
     "end": r"\Z",
@@ -38,7 +38,7 @@ _ASSERTIONS = {
 
 
 def compile_re2(pattern: str) -> re.Pattern[str]:
-    """The pattern for `re`, with the same groups: for rewrites. Raises ValueError with the reason.
+    """The pattern for `re`, with the same groups, to be used on `byte_text`: for rewrites. Raises ValueError with the reason.
 
     Matching may backtrack; `full_matcher` does not.
     """
@@ -46,10 +46,7 @@ def compile_re2(pattern: str) -> re.Pattern[str]:
 
 
 def full_matcher(pattern: str) -> Callable[[str], bool]:
-    """A test of whole texts. Text that is not Unicode (surrogate escapes of invalid UTF-8) matches nothing, as in RE2.
-
-    Raises ValueError with the reason.
-    """
+    """A test of whole texts, which may have surrogate escapes for bytes that are no UTF-8. Raises ValueError with the reason."""
     node = parse(pattern)
     compiled = _compile(pattern, node)
     branches, loops = _cost(node)
@@ -67,12 +64,11 @@ def _compile(pattern: str, node: Node) -> re.Pattern[str]:
 
 
 def _quick(compiled: re.Pattern[str], text: str) -> bool:
-    return (text.isascii() or _SURROGATE.search(text) is None) and compiled.fullmatch(text) is not None
+    return compiled.fullmatch(text if text.isascii() else byte_text(text)) is not None
 
 
 def _bounded(compiled: re.Pattern[str], automaton: Automaton, longest: int, text: str) -> bool:
-    if not text.isascii() and _SURROGATE.search(text) is not None:
-        return False
+    text = byte_text(text)
     if len(text) <= longest:
         return compiled.fullmatch(text) is not None
     return automaton.fullmatch(text)

@@ -4,7 +4,10 @@ Flags are resolved here: a node says what it matches, whatever `(?i)`, `(?s)` or
 look-around, back references, atomic groups and possessive quantifiers. RE2 but not supported, so refused too: `\\p` and `\\C`,
 the flag `U`, negated classes inside of a class.
 
-Source: RE2's syntax page and parser (`parse.cc`), flags as Envoy compiles: Perl classes, `\\b`, UTF-8, no longest match.
+Patterns and texts are bytes, written as text with one character for each (`byte_text`): `.` is one byte of a UTF-8 character,
+and case is that of ASCII. So Envoy compiles them (RE2's Latin-1; recorded from Envoy 1.40).
+
+Source: RE2's syntax page and parser (`parse.cc`), flags as Envoy compiles: Perl classes, `\\b`, Latin-1, no longest match.
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-__all__ = ["Alternative", "Assertion", "Characters", "Group", "Node", "Repeat", "Sequence_", "parse"]
+__all__ = ["Alternative", "Assertion", "Characters", "Group", "Node", "Repeat", "Sequence_", "byte_text", "parse"]
 
-MAX_CODE = 0x10FFFF
+MAX_CODE = 0xFF
 _MAX_REPEAT = 1000  # RE2 kMaxRepeat
 _MAX_DEPTH = 100
 
@@ -26,7 +29,7 @@ AssertionKind = Literal["start", "end", "line_start", "line_end", "word", "no_wo
 
 
 class Characters:
-    """One character of a set: inclusive ranges of code points, or all but those."""
+    """One byte of a set: inclusive ranges, or all but those."""
 
     __slots__ = ("negated", "ranges")
 
@@ -113,9 +116,19 @@ _HEX = r"x(?:([0-9A-Fa-f]{2})|\{([0-9A-Fa-f]{1,6})\})"
 _OCTAL = r"0[0-7]{0,2}|[1-7][0-7]{1,2}"
 
 
+def byte_text(text: str) -> str:
+    """One character for each byte of the UTF-8 form. Surrogate escapes stand for a byte that is no UTF-8. Never raises."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("latin-1")
+    except UnicodeEncodeError:  # other surrogates, which JSON can write
+        return text.encode("utf-8", "surrogatepass").decode("latin-1")
+
+
 def parse(pattern: str) -> Node:
     """Raises ValueError with the reason and the place."""
-    return _Parser(pattern).whole()
+    return _Parser(byte_text(pattern)).whole()
 
 
 class _Parser:
@@ -125,7 +138,8 @@ class _Parser:
         self.names: set[str] = set()
 
     def error(self, reason: str) -> ValueError:
-        return ValueError(f"invalid regular expression {self.pattern!r}: {reason} (at {self.at}; the dialect is RE2)")
+        pattern = self.pattern.encode("latin-1").decode("utf-8", "replace")
+        return ValueError(f"invalid regular expression {pattern!r}: {reason} (at {self.at}; the dialect is RE2)")
 
     def whole(self) -> Node:
         node = self.alternatives()
@@ -267,7 +281,7 @@ class _Parser:
         return [self.literal(self.escaped_code())]
 
     def escaped_code(self) -> int:
-        """Code point of an escape that stands for one character."""
+        """The byte that an escape stands for."""
         rest = self.pattern[self.at + 1 : self.at + 12]
         char = rest[:1]
         if not char:
@@ -353,13 +367,11 @@ def _complement(ranges: Ranges) -> Ranges:
 
 
 def _folded(ranges: Ranges) -> Ranges:
-    """With the other case of ASCII letters, and of single characters beyond."""
+    """With the other case of ASCII letters."""
     out = list(ranges)
     for low, high in ranges:
         for first, shift in ((65, 32), (97, -32)):
             start, end = max(low, first), min(high, first + 25)
             if start <= end:
                 out.append((start + shift, end + shift))
-        if low == high and low > 127:
-            out.extend((ord(other), ord(other)) for other in {chr(low).lower(), chr(low).upper()} if len(other) == 1)
     return tuple(out)

@@ -10,19 +10,15 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from proxyless.core.matchers import PathMatcher, wire_text
+from proxyless.core.matchers import PathMatcher
 from proxyless.core.regex import compile_re2
+from proxyless.core.regex_syntax import byte_text
 from proxyless.core.request import Request
 from proxyless.core.resources import Redirect, RouteAction
 
-__all__ = ["redirect_location", "rewrite_path", "to_wire"]
+__all__ = ["redirect_location", "rewrite_path"]
 
 _REFERENCE = re.compile(r"\\(\d|\\)?")
-
-
-def to_wire(text: str) -> str:
-    """Text of a configuration as it stands on the wire: one character per byte of its UTF-8 form."""
-    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def rewrite_path(action: RouteAction, matcher: PathMatcher, path: str) -> str | None:
@@ -33,7 +29,7 @@ def rewrite_path(action: RouteAction, matcher: PathMatcher, path: str) -> str | 
 
 def _rewritten(prefix: str, regex: tuple[str, str] | None, matcher: PathMatcher, path: str) -> str | None:
     if prefix:
-        return to_wire(prefix) + path[_matched_length(matcher, path) :]
+        return byte_text(prefix) + path[_matched_length(matcher, path) :]
     return None if regex is None else _substitute(regex, path)
 
 
@@ -48,7 +44,7 @@ def _substitute(rewrite: tuple[str, str], path: str) -> str | None:
     pattern, substitution = _compiled(*rewrite)
     if substitution is None:
         return None
-    return to_wire(_replace_all(pattern, substitution, wire_text(path))) or None
+    return _replace_all(pattern, substitution, path) or None
 
 
 def _replace_all(pattern: re.Pattern[str], substitution: tuple[str | int, ...], text: str) -> str:
@@ -75,7 +71,7 @@ def _group(found: re.Match[str], part: str | int) -> str:
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str, substitution: str) -> tuple[re.Pattern[str], tuple[str | int, ...] | None]:
     """RE2's substitution: `\\0` to `\\9` are groups, `\\\\` is a backslash. None: it names what is not there."""
-    compiled = compile_re2(pattern)
+    compiled, substitution = compile_re2(pattern), byte_text(substitution)
     parts: list[str | int] = []
     at = 0
     for found in _REFERENCE.finditer(substitution):
@@ -93,9 +89,9 @@ def redirect_location(redirect: Redirect, matcher: PathMatcher, request: Request
     """Value of the Location header, one character per byte."""
     scheme = redirect.scheme or request.scheme
     port = f":{redirect.port}" if redirect.port else ""
-    host = to_wire(redirect.host) or _host(request, scheme, keep_port=not port)
+    host = byte_text(redirect.host) or _host(request, scheme, keep_port=not port)
     if redirect.path:
-        path, mark, query = to_wire(redirect.path).partition("?")
+        path, mark, query = byte_text(redirect.path).partition("?")
         path = path if path.startswith("/") else f"/{path}"
         own_query = bool(mark)
     else:

@@ -122,11 +122,13 @@ def test_names_are_case_insensitive_and_pseudo_headers_are_known() -> None:
     assert HeaderMatcher(":path", StringMatcher("exact", "/?x=1")).matches(request(query="x=1"))
 
 
-def test_values_are_read_as_utf8_and_broken_ones_match_no_regex() -> None:
+def test_values_are_compared_as_bytes_of_utf8_and_broken_ones_step_around_nothing() -> None:
     assert matches(HeaderMatcher("x-h", StringMatcher("exact", "café")), "café")
-    raw = Request("GET", "/", [(b"x-h", b"a\xff")], authority="a")
-    assert not HeaderMatcher("x-h", StringMatcher("regex", ".*")).matches(raw)
+    raw = Request("GET", "/\xff", [(b"x-h", b"a\xff")], authority="a", query="q=\xff")
+    assert HeaderMatcher("x-h", StringMatcher("regex", ".+")).matches(raw)
     assert HeaderMatcher("x-h", StringMatcher("prefix", "a")).matches(raw)
+    assert PathMatcher("regex", ".+").matches(raw.path)
+    assert QueryMatcher("q", StringMatcher("regex", ".+")).matches(raw.query)
 
 
 @settings(deadline=None)

@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 
 from proxyless.core.automaton import Automaton
 from proxyless.core.regex import compile_re2, full_matcher
-from proxyless.core.regex_syntax import parse
+from proxyless.core.regex_syntax import byte_text, parse
 
 
 def matches(pattern: str, text: str) -> bool:
     """Both engines, which must agree."""
     found = full_matcher(pattern)(text)
-    if not any("\ud800" <= char <= "\udfff" for char in text):
-        assert Automaton(parse(pattern)).fullmatch(text) is found
+    assert Automaton(parse(pattern)).fullmatch(byte_text(text)) is found
     return found
 
 
@@ -48,7 +47,7 @@ def matches(pattern: str, text: str) -> bool:
         r"\_",
         r"\8",
         r"\pN",
-        r"\x{110000}",
+        r"\x{100}",
         "(?x)a",
         "(?a)a",
         "(?L)a",
@@ -89,7 +88,6 @@ def test_what_re2_refuses_or_cannot_be_expressed_is_refused_with_a_reason(patter
         (r"[^]a]", "]", False),
         (r"[a\]]+", "a]", True),
         (r"[&&--~~||[]+", "&-~|[", True),
-        (r"\x{e9}", "é", True),
         (r"\x41\101\z", "AA", True),
         (r"(?<year>\d{4})", "2024", True),
         (".*/ns/foo/.*", "spiffe://td/ns/foo/sa/a", True),
@@ -101,9 +99,31 @@ def test_a_pattern_means_what_it_means_in_re2(pattern: str, text: str, expected:
     assert matches(pattern, text) is expected
 
 
-def test_text_that_is_no_unicode_matches_nothing() -> None:
-    assert matches(".*", "é")
-    assert not matches(".*", "a\udcff")
+@pytest.mark.parametrize(
+    ("pattern", "text", "expected"),
+    [
+        (".*", "é", True),
+        (".", "é", False),
+        ("..", "é", True),
+        ("[^x]", "é", False),
+        ("é", "é", True),
+        ("[é]{2}", "é", True),
+        ("(?i)É", "é", False),
+        ("(?i)É", "É", True),
+        (".", "\udce9", True),
+        (r"\x{e9}", "\udce9", True),
+        (r"\x{e9}", "é", False),
+        (r"(?i)\x{c9}", "\udce9", False),
+        ("a.*", "a\udcff", True),
+        (r"\w", "\udce9", False),
+        (r"a\b", "a", True),
+        (r"a\b\x{e9}", "a\udce9", True),
+        (".{3}", "\ud800", True),
+    ],
+)
+def test_patterns_and_texts_are_bytes(pattern: str, text: str, expected: bool) -> None:
+    """Each recorded from Envoy 1.40, which compiles for Latin-1: no byte of a caller can step around `.*`."""
+    assert matches(pattern, text) is expected
 
 
 _ATOMS = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", r"\d", "(a)", "(?:b|c)", "^", "$", r"\.", "x"])
