@@ -52,7 +52,12 @@ def test_explicit_arguments_win() -> None:
     [
         ("PROXYLESS_XDS", "localhost"),
         ("PROXYLESS_XDS", "http://localhost:15010"),
+        ("PROXYLESS_XDS", "::1:15012"),
+        ("PROXYLESS_XDS", "plane:0"),
+        ("PROXYLESS_XDS", "plane:99999"),
+        ("PROXYLESS_XDS", "plane:١٢"),
         ("PROXYLESS_PORT", "http"),
+        ("PROXYLESS_PORT", "٨٠"),
         ("PROXYLESS_PORT", "70000"),
         ("PROXYLESS_LABELS", "app"),
         ("PROXYLESS_LABELS", "a=b=c"),
@@ -63,3 +68,10 @@ def test_explicit_arguments_win() -> None:
 def test_a_bad_variable_is_named_with_a_right_value(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         Settings.from_environment({name: value})
+
+
+@pytest.mark.parametrize(
+    "value", ["unix:/run/xds.sock", "unix:///run/xds.sock", "istiod.istio-system:15012", "[::1]:15012"]
+)
+def test_addresses_of_a_control_plane(value: str) -> None:
+    assert Settings.from_environment({"PROXYLESS_XDS": value}).xds == value

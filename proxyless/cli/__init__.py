@@ -1,37 +1,42 @@
 """`proxyless`: the command line. Imports a command's modules only when it is called.
 
-Exit codes: 0 all well; 1 something failed while running; 2 wrong usage; 79 the configuration has errors (as istioctl).
+Exit codes: 0 all well; 1 something failed while running; 2 wrong usage, an argument or the environment; 79 the configuration has
+errors (as istioctl); 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from proxyless import __version__
-from proxyless.errors import ProxylessError
+from proxyless.errors import ProxylessError, SettingsError
 
 __all__ = ["main"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INVALID = 79
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
     except ProxylessError as error:
         print(f"proxyless: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has read enough; what is buffered must not fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

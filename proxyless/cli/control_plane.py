@@ -10,9 +10,11 @@ import threading
 
 from proxyless.cli import EXIT_INVALID
 from proxyless.controlplane.server import ControlPlane
-from proxyless.errors import ConfigError
+from proxyless.errors import ConfigError, SettingsError
 
 __all__ = ["main"]
+
+log = logging.getLogger("proxyless.controlplane")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -24,12 +26,16 @@ def main(arguments: argparse.Namespace) -> int:
     plane = ControlPlane(arguments.config, arguments.run_dir, svid_ttl=arguments.svid_ttl, listen=arguments.listen)
     try:
         plane.start()
+    except SettingsError:
+        raise
     except ConfigError as error:
         print(f"proxyless: {error}", file=sys.stderr)
         return EXIT_INVALID
+    log.info("serving %s in %s", arguments.config, arguments.run_dir)
     try:
         while not stop.wait(0.5):
             pass
+        log.info("ending")
     finally:
         plane.close()
     return 0
