@@ -1,6 +1,6 @@
 """Where spans are made, without OpenTelemetry: until `ProxylessInstrumentor` is switched on, a request pays one None check.
 
-    span = spans.client(...) if (spans := hook.active) is not None else None
+span = spans.client(...) if (spans := hook.active) is not None else None
 """
 
 from __future__ import annotations
