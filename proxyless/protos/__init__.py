@@ -33,6 +33,7 @@ __all__ = [
     "TYPE_PREFIX",
     "VALIDATE_JWT_SVID_METHOD",
     "any_to_message",
+    "is_map",
     "message",
     "pack",
     "pool",
@@ -60,6 +61,7 @@ VALIDATE_JWT_SVID_METHOD = "/SpiffeWorkloadAPI/ValidateJWTSVID"
 
 _DESCRIPTORS = "descriptors.binpb.gz"
 _lock = threading.RLock()
+_database: DescriptorDatabase | None = None
 _pool: Any = None
 
 
@@ -73,27 +75,31 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def pool() -> Any:
-    """The private `DescriptorPool`, loaded once. Needed by `json_format` to resolve `Any`."""
-    global _pool
-    if _pool is None:
-        with _lock:
-            if _pool is None:
-                _pool = _load()
-    return _pool
+    """The private `DescriptorPool` with every file of the set, for `json_format`, which looks types up by itself."""
+    with _lock:
+        database, pool = _loaded()
+        for path in database:
+            database.load(pool, path)
+    return pool
 
 
-def _load() -> Any:
-    from google.protobuf import descriptor_pool
+def _loaded() -> tuple[DescriptorDatabase, Any]:
+    """The set, and a pool that has of it what was asked for so far. Under `_lock`."""
+    global _database, _pool
+    if _database is None:
+        from google.protobuf import descriptor_pool
 
-    source = resources.files(__name__).joinpath(_DESCRIPTORS)
-    try:
-        packed = source.read_bytes()
-    except FileNotFoundError:
-        raise ImportError(
-            f"proxyless: {source} is missing. It is made when the package is built: "
-            "run `pip install -e .` in the source checkout."
-        ) from None
-    return descriptor_pool.DescriptorPool(DescriptorDatabase(gzip.decompress(packed)))
+        source = resources.files(__name__).joinpath(_DESCRIPTORS)
+        try:
+            packed = source.read_bytes()
+        except FileNotFoundError:
+            raise ImportError(
+                f"proxyless: {source} is missing. It is made when the package is built: "
+                "run `pip install -e .` in the source checkout."
+            ) from None
+        _pool = descriptor_pool.DescriptorPool()
+        _database = DescriptorDatabase(gzip.decompress(packed))
+    return _database, _pool
 
 
 @cache
@@ -106,8 +112,10 @@ def message(full_name: str) -> type[Any]:
     from google.protobuf import message_factory
 
     try:
-        with _lock:  # the pool takes files from the database as it needs them, and is not made for two threads then
-            descriptor = pool().FindMessageTypeByName(full_name)
+        with _lock:
+            database, pool = _loaded()
+            database.load(pool, database.declares(full_name))
+            descriptor = pool.FindMessageTypeByName(full_name)
     except KeyError:
         raise LookupError(f"no message {full_name!r} in the descriptor set") from None
     found: type[Any] = message_factory.GetMessageClass(descriptor)
@@ -156,9 +164,14 @@ def to_dict(value: Any) -> dict[str, Any]:
 
     copy = type(value)()
     copy.CopyFrom(value)
-    _replace_unknown(copy)
-    result: dict[str, Any] = json_format.MessageToDict(copy, preserving_proto_field_name=True, descriptor_pool=pool())
+    _replace_unknown(copy)  # which has loaded the type of every `Any` that is left
+    result: dict[str, Any] = json_format.MessageToDict(copy, preserving_proto_field_name=True, descriptor_pool=_pool)
     return result
+
+
+def is_map(content: Any) -> bool:
+    """The value of a map field. (`GetOptions().map_entry` of the field says it too, and loads `descriptor_pb2`: 0.8 MiB.)"""
+    return hasattr(content, "GetEntryClass")
 
 
 def _replace_unknown(value: Any) -> None:
@@ -180,7 +193,7 @@ def _replace_unknown(value: Any) -> None:
     for field, content in value.ListFields():
         if field.message_type is None:
             continue
-        if field.message_type.GetOptions().map_entry:
+        if is_map(content):
             if field.message_type.fields_by_name["value"].message_type is not None:
                 for key in content:
                     _replace_unknown(content[key])

@@ -54,6 +54,15 @@ def test_a_first_use_from_many_threads_makes_one_pool() -> None:
     assert run(code) == "1"
 
 
+def test_messages_do_not_load_what_only_descriptors_need() -> None:
+    code = (
+        "import sys, proxyless.protos as p\n"
+        "for url in (p.LISTENER, p.ROUTE, p.CLUSTER, p.ENDPOINT): p.message(p.type_name(url))()\n"
+        "print('google.protobuf.descriptor_pb2' in sys.modules)"
+    )
+    assert run(code) == "False"
+
+
 def test_an_unknown_name_is_a_lookup_error() -> None:
     with pytest.raises(LookupError, match=r"envoy\.Nothing"):
         protos.message("envoy.Nothing")
@@ -90,7 +99,7 @@ def test_a_dump_shows_what_it_knows_and_names_what_it_does_not() -> None:
 
 
 def test_a_source_checkout_that_was_not_built_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(protos, "_pool", None)
+    monkeypatch.setattr(protos, "_database", None)
     monkeypatch.setattr(resources, "files", lambda _: tmp_path)
     with pytest.raises(ImportError, match=r"pip install -e \."):
         protos.pool()

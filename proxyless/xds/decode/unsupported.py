@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from proxyless import protos
 from proxyless.xds.decode.filters import HARMLESS_FILTERS
 from proxyless.xds.decode.headers import has_command
 from proxyless.xds.decode.tls import is_known_secret
@@ -315,7 +316,7 @@ def _walk_value(field: Any, value: Any, path: str, parent: str) -> Iterator[str]
         if path == "lb_policy" and value in _UNACTED_LB_POLICIES:
             yield f"{path}: {_UNACTED_LB_POLICIES[value]}"
         return
-    if field.message_type.GetOptions().map_entry:
+    if protos.is_map(value):
         if field.message_type.fields_by_name["value"].message_type is not None:
             for key in sorted(value):
                 yield from _open(value[key], f"{path}[{_short_key(key)}]", parent)
