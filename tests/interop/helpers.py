@@ -370,7 +370,8 @@ class Backend:
         target = f"{path}?{query}" if query else path
         seen = {"name": self.name, "method": scope["method"], "path": target, "headers": headers, "size": size}
         body = json.dumps(seen).encode()
-        await _send(send, 200, [(b"content-length", b"%d" % len(body)), (b"x-backend", self.name.encode())], body)
+        headers_sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await _send(send, 200, [*headers_sent, (b"x-backend", self.name.encode())], body)
 
     async def _send_bytes(self, send: Any, count: int, *, declared: bool) -> None:
         await _start(send, 200, [(b"content-length", b"%d" % count)] if declared else [])
