@@ -158,7 +158,7 @@ def _retries(catalog: Catalog, resource: Resource[Any], path: str, http: HTTPRou
     if retries is None or not retries.attempts or retries.retry_on or (default is not None and default.retry_on):
         return
     reason = "no retryOn: refused connections are repeated, as in Istio; a 503 or a slow answer is not"
-    hint = "set retryOn: 5xx,reset here, or defaultHttpRetryPolicy in mesh.yaml"
+    hint = "set retryOn: 5xx,reset here; defaultHttpRetryPolicy in mesh.yaml is for routes without retries"
     yield _say(resource, "notice", "retry-default", f"{path}.retries", reason, hint)
 
 
