@@ -62,7 +62,7 @@ class AdminListener:
         self._server: _Server | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._complained = False
+        self._complained = self._told_who_counts = False
         self._trouble = ""
 
     @property
@@ -106,7 +106,7 @@ class AdminListener:
 
     def _look(self) -> None:
         """Never raises: an unusable directory must not end the only listener that can say so."""
-        for step in (self._tell, self._listen):
+        for step in (self._tell, self._listen, self._say_who_counts):
             try:
                 step()
             except Exception as error:
@@ -149,11 +149,13 @@ class AdminListener:
         self._server = server
         threading.Thread(target=server.serve_forever, name="proxyless-admin-server", daemon=True).start()
         log.info("admin listener on http://%s: /ready /healthz /metrics /config_dump /clusters", self.address)
-        self._say_who_counts()
 
     def _say_who_counts(self) -> None:
-        """Once, by the worker that listens: whether the numbers are everybody's."""
-        if self._workers is not None and not exposition.shared_directory() and len(self._workers.living()) > 1:
+        """Once, by the worker that listens: whether the numbers are everybody's. The others may come later than we."""
+        if self._workers is None or self._server is None or self._told_who_counts or exposition.shared_directory():
+            return
+        if len(self._workers.living()) > 1:
+            self._told_who_counts = True
             log.warning("PROMETHEUS_MULTIPROC_DIR is not set: /metrics shows this worker's numbers only")
 
 

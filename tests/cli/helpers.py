@@ -24,10 +24,12 @@ def free_port() -> int:
 
 
 class Process:
-    """One command, from its start to its end; `log` has what it wrote."""
+    """One command, from its start to its end; `log` has what it wrote. `module`: what Python runs."""
 
-    def __init__(self, log: Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-        self.log, self.admin = log, free_port()
+    def __init__(
+        self, log: Path, *arguments: str, env: Mapping[str, str] | None = None, module: str = "proxyless"
+    ) -> None:
+        self.log, self.admin, self._module = log, free_port(), module
         self._arguments, self._env = arguments, env or {}
 
     def __enter__(self) -> Process:
@@ -43,7 +45,7 @@ class Process:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "proxyless", *self._arguments], cwd=ROOT, env=env, stdout=log, stderr=log
+                [sys.executable, "-m", self._module, *self._arguments], cwd=ROOT, env=env, stdout=log, stderr=log
             )
         return self
 
