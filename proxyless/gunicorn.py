@@ -73,6 +73,7 @@ def ssl_context(config: Any, default_factory: Any) -> ssl.SSLContext:
 
 def when_ready(server: Any) -> None:
     """In the master, once it listens: the port for every worker that is forked from now on."""
+    _log_as(server)
     port = address_of(server.LISTENERS[0].sock.getsockname()).port
     if port:
         os.environ.setdefault("PROXYLESS_PORT", str(port))
@@ -80,10 +81,19 @@ def when_ready(server: Any) -> None:
         log.warning("PROMETHEUS_MULTIPROC_DIR is not set: each worker shows its own metrics")
 
 
+def _log_as(owner: Any) -> None:
+    """Our lines in the form and the level of gunicorn's, unless the application has set up logging."""
+    ours = logging.getLogger("proxyless")
+    if not ours.handlers and not logging.getLogger().handlers:
+        ours.handlers = list(owner.log.error_log.handlers)
+        ours.setLevel(owner.log.error_log.level)
+
+
 def post_worker_init(worker: Any) -> None:
     """In a worker, after the fork and with the application loaded: start the mesh."""
     from proxyless.runtime.drain import drain_on_sigterm
 
+    _log_as(worker)
     if worker.cfg.header_map == "dangerous":
         from proxyless.wsgi import expect_ambiguous_headers
 

@@ -245,6 +245,12 @@ def test_several_workers_are_one_server(world, tmp_path, preload):
         eventually(lambda: all(get(server.port, "/admin", context)[0] == 403 for _ in range(10)))
 
 
+def test_our_lines_in_the_log_look_like_those_of_gunicorn(server):
+    ours = [line for line in server.log.read_text().splitlines() if "admin listener on" in line]
+    assert ours
+    assert all(re.match(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\] \[\d+\] \[INFO\] ", line) for line in ours), ours
+
+
 def test_header_map_dangerous_makes_names_of_several_words_ambiguous(world, tmp_path):
     with Gunicorn(world, tmp_path, "tests.wsgi.apps:application", "-k", "sync", "--header-map", "dangerous") as server:
         assert "ambiguous" in server.log.read_text()
