@@ -8,10 +8,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import uvicorn
 
+from proxyless.asgi import ASGIApp, Lifespan, Receive, Scope, Send
 from proxyless.errors import NotReadyError
 from proxyless.uvicorn import MeshProtocol
 
@@ -32,16 +33,15 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(app: Any, mesh: Mesh, timeout: float) -> Iterator[Served]:
+def serving(app: ASGIApp, mesh: Mesh, timeout: float) -> Iterator[Served]:
     """Raises NotReadyError when it is not registered and served in time."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         mesh.listening_on(port)
+        protocol = MeshProtocol.for_mesh(mesh)
         server = uvicorn.Server(
-            uvicorn.Config(
-                app, http=MeshProtocol.for_mesh(mesh), log_config=None, access_log=False, proxy_headers=False
-            )
+            uvicorn.Config(_Application(app), http=protocol, log_config=None, access_log=False, proxy_headers=False)
         )
         thread = threading.Thread(target=_run, args=(server, listener), name="proxyless-test-server", daemon=True)
         mesh.start()
@@ -53,6 +53,19 @@ def serving(app: Any, mesh: Mesh, timeout: float) -> Iterator[Served]:
             server.should_exit = True
             thread.join(STOP_TIMEOUT)
             mesh.close()
+
+
+class _Application:
+    """An application whose lifespan fails has not started, also where uvicorn would take it for one without a lifespan."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await Lifespan(receive, send).run(self._app, scope)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _run(server: uvicorn.Server, listener: socket.socket) -> None:
