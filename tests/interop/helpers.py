@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import ssl
@@ -115,10 +116,12 @@ def access_log_of(folder: Path) -> Path:
 
 
 def free_port() -> int:
-    """For a server that cannot be asked where it listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """For a server that cannot be asked where it listens. Below the ports that the kernel gives to others meanwhile."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 # ---------------------------------------------------------------------------------------------------------- configuration

@@ -310,6 +310,7 @@ def test_a_server_that_is_not_who_it_must_be_gets_no_byte(shop: Shop, send: Send
     assert identity("shop") not in str(error)
     assert shop.envoy.stat(f"http.{host}.downstream_rq_total") == 0
     assert shop.envoy.stat(f"http.{host}.downstream_cx_rx_bytes_total") == 0
+    assert not shop.envoy.requests(listener=host)
 
 
 @pytest.mark.parametrize("version", ["2", "3"])
