@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from proxyless.core.learned import Learned
 from proxyless.core.snapshot import Snapshot
 from proxyless.errors import NoIdentityError, SettingsError
-from proxyless.runtime.memory import give_back
+from proxyless.runtime.memory import give_back_start
 from proxyless.runtime.waiting import Latch
 from proxyless.settings import Settings, unknown_variables
 from proxyless.telemetry import families
@@ -92,6 +92,7 @@ class Mesh:
         self._unsubscribe: Callable[[], None] | None = None
         self._held: dict[str, str] = {}  # replaced, never changed: any thread reads it
         self._latch = Latch()
+        self._giving_back: Callable[[], None] | None = None
         self._identified = threading.Event()
         self._xds: XdsClient | None = None
         self._announcement: Announcement | None = None
@@ -157,6 +158,9 @@ class Mesh:
                 self._unsubscribe = None
             if self._identity_source is not None and self._given_identity is None:
                 self._identity_source.close()
+            if self._giving_back is not None:
+                self._giving_back()
+                self._giving_back = None
             if self._telemetry is not None:
                 self._telemetry.close()
 
@@ -386,7 +390,11 @@ class Mesh:
         if not self._latch.is_open and self.configured:
             log.info("configuration and identity are there after %.3f s", time.monotonic() - _LOADED)
             self._latch.open()
-            give_back()
+            stop = give_back_start()
+            if self._started:
+                self._giving_back = stop
+            else:  # closed at the same moment
+                stop()
 
     def _refused(self) -> str | None:
         announcement = self._announcement

@@ -223,8 +223,14 @@ class Lines:
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
 
+    def probe(self) -> None:
+        pass
+
     def write(self, text: str) -> None:
         self.lines.append(json.loads(text))
+
+    def close(self) -> None:
+        pass
 
 
 def _observed(given: Mesh) -> tuple[CollectorRegistry, Lines]:
