@@ -31,18 +31,14 @@ class Announcement:
     Args:
         settings: service, address, port and labels; the port is known.
         ready: whether the mesh can serve.
-        instance: the same for all workers of one server.
     """
 
-    def __init__(
-        self, settings: Settings, ready: Callable[[], bool], instance: str, credentials: Credentials | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, ready: Callable[[], bool], credentials: Credentials | None = None) -> None:
         workload = Workload(
             service=settings.service,
             port=settings.port,
             address=settings.address,
             labels=settings.labels,
-            instance=instance,
         )
         self._where = (settings.address, settings.port)
         self._ready = ready

@@ -337,8 +337,7 @@ class Mesh:
             return
         from proxyless.runtime.announce import Announcement
 
-        instance = settings.workers_dir or str(os.getpid())
-        self._announcement = Announcement(settings, lambda: self.configured, instance, self._credentials())
+        self._announcement = Announcement(settings, lambda: self.configured, self._credentials())
         self._announcement.start()
 
     def _credentials(self) -> Callable[[], ChannelSecurity] | None:

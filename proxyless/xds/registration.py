@@ -41,14 +41,12 @@ class Workload:
         service: host of the service as callers know it; short names are allowed.
         port: port that this process listens on.
         address: address that callers use.
-        instance: the same for all workers of one process group: together they are one endpoint.
     """
 
     service: str
     port: int
     address: str = "127.0.0.1"
     labels: Mapping[str, str]
-    instance: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ class WorkloadRegistration:
         return talk.registered and talk.acknowledged.wait(timeout)
 
     def close(self, timeout: float = 2.0) -> None:
-        """End the stream: with the last one of its instance the endpoint is gone."""
+        """End the stream: with the last one for its address the endpoint is gone."""
         self._driver.close(timeout)
 
     @property
@@ -218,7 +216,6 @@ class _Conversation:
             address=workload.address,
             labels=dict(workload.labels),
             readiness=int(self.readiness),
-            instance=workload.instance,
         )
         return bytes(message.SerializeToString())
 

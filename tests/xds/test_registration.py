@@ -17,9 +17,7 @@ from proxyless.xds import stream as stream_module
 from proxyless.xds.registration import Readiness, Workload, WorkloadRegistration
 from tests.xds.helpers import ScriptedServer, eventually, registration_server
 
-WORKLOAD = Workload(
-    service="payments.myapp.com", port=8080, address="10.1.0.9", labels={"version": "v1"}, instance="group-1"
-)
+WORKLOAD = Workload(service="payments.myapp.com", port=8080, address="10.1.0.9", labels={"version": "v1"})
 
 Make = Callable[..., WorkloadRegistration]
 
@@ -61,7 +59,6 @@ def test_the_first_message_says_everything(server: ScriptedServer, make: Make) -
         "address": "10.1.0.9",
         "labels": {"version": "v1"},
         "readiness": "NOT_READY",
-        "instance": "group-1",
     }
     assert "not registered as payments.myapp.com" in str(registration.status)
     stream.send(answer())
