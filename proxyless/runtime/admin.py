@@ -36,6 +36,7 @@ __all__ = ["AdminListener"]
 log = logging.getLogger("proxyless.admin")
 
 POLL = 0.25  # seconds between two looks at our own state, and between attempts to take over the address
+PATIENT = 4  # looks without success before it is said that the address cannot be used
 MAX_CONNECTIONS = 32
 REQUEST_TIMEOUT = 10.0
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -62,7 +63,8 @@ class AdminListener:
         self._server: _Server | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._complained = self._told_who_counts = False
+        self._failures = 0
+        self._told_who_counts = False
         self._trouble = ""
 
     @property
@@ -141,12 +143,14 @@ class AdminListener:
         try:
             server = _Server(self, self._target)
         except OSError as error:
-            if not self._complained:
-                self._complained = True
-                level = logging.INFO if self._workers is not None else logging.WARNING
+            self._failures += 1
+            if self._failures == PATIENT:
+                # Another worker of ours is the usual reason; by now it has made itself known.
+                alone = self._workers is None or len(self._workers.living()) < 2
+                level = logging.WARNING if alone else logging.INFO
                 log.log(level, "admin address %s: %s; trying again until it can be used", self._target, error.strerror)
             return
-        self._server = server
+        self._server, self._failures = server, 0
         threading.Thread(target=server.serve_forever, name="proxyless-admin-server", daemon=True).start()
         log.info("admin listener on http://%s: /ready /healthz /metrics /config_dump /clusters", self.address)
 

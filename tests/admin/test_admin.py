@@ -176,6 +176,27 @@ def test_the_next_worker_takes_over_when_the_listening_one_ends(world, tmp_path)
     second.close()
 
 
+def test_an_address_that_a_stranger_holds_is_a_warning_and_a_siblings_is_not(fixture, tmp_path, caplog):
+    caplog.set_level("INFO")
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        address = f"127.0.0.1:{stranger.getsockname()[1]}"
+
+        def level(directory: str = "") -> str:
+            caplog.clear()
+            listener = AdminListener(fixture.mesh, address, directory)
+            listener.start()
+            said = eventually(
+                lambda: [each for each in caplog.records if "Address already in use" in each.getMessage()]
+            )
+            listener.close()
+            return said[0].levelname
+
+        assert level() == "WARNING"
+        assert level(str(tmp_path)) == "WARNING"
+        with other_worker(tmp_path):
+            assert level(str(tmp_path)) == "INFO"
+
+
 def test_one_worker_answers_ready_for_all(fixture, tmp_path):
     fixture.configure("STRICT")
     listener = AdminListener(fixture.mesh, "127.0.0.1:0", str(tmp_path))
