@@ -219,7 +219,8 @@ async def _serve(server: _Server, bound: socket.socket) -> None:
 def _bind(host: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; asyncio sets it only on sockets that it opened
+    # Inherited by what it accepts; asyncio sets it only where it opened the listener itself.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         bound.bind((host, port))
         bound.listen(BACKLOG)  # a port that another process listens on may still be bound, and fails here

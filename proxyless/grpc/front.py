@@ -147,7 +147,8 @@ class Front:
         family = socket.AF_INET6 if dual or ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=dual)
         listener.setblocking(False)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; asyncio sets it on its own sockets only
+        # Inherited by what it accepts; asyncio sets it only where it opened the listener itself.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._listeners.append(listener)
         return int(listener.getsockname()[1])
 

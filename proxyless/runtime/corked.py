@@ -24,10 +24,11 @@ _TCP = (socket.AF_INET, socket.AF_INET6)
 class CorkedTransport:
     """Stands in for `transport`, of which it changes nothing but the moment of small writes. For a connection that was just made."""
 
-    __slots__ = ("_handle", "_held", "_loop", "_transport")
+    __slots__ = ("_handle", "_held", "_loop", "_transport", "is_closing")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
+        self.is_closing = transport.is_closing  # asked after each response: `__getattr__` is 2 % of a server's time
         self._held = b""
         self._handle: asyncio.Handle | None = None
         sock = transport.get_extra_info("socket")
