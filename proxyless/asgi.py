@@ -38,6 +38,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 EXTENSION = "proxyless"  # scope["extensions"]; holds a Connection object that no header can make
 ODD_TARGET = "proxyless.target"  # scope; the request target as sent when it has more than a path and a query
 EXCHANGE = "proxyless.exchange"  # scope; the record of the request that was judged, for a middleware further in
+PART = "application"  # of the process, that holds its readiness while it starts
 STATE = "proxyless.mesh"  # lifespan state, where a server's protocol finds the mesh of its application
 
 _SAFE = "/:@!$&'()*+,;=-._~"  # of a path: what stands for itself (RFC 3986 3.3)
@@ -143,20 +144,27 @@ class MeshMiddleware:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            mesh = default_mesh() if self._mesh is None else self._mesh
+            mesh.hold(PART, "its start-up is not complete")
             gate = self._start()
         except ConfigError as error:
             await receive()
             await send({"type": "lifespan.startup.failed", "message": f"proxyless: {error}"})
             return
-        mesh = gate.mesh
         state = scope.get("state")
         if state is not None:
             state[STATE] = mesh
         wait = self._start_wait if mesh.settings.xds else 0.0
         if not await mesh.await_configured(wait):
             log.warning("not ready after %.1f s, serving 503 until then: %s", wait, gate.reasons())
+
+        async def tell(message: Message) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete":
+                mesh.hold(PART, "")
+
         try:
-            await Lifespan(receive, send).run(self.app, scope)
+            await Lifespan(receive, tell).run(self.app, scope)
         finally:
             await asyncio.to_thread(mesh.close)
 

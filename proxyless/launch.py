@@ -92,6 +92,7 @@ def run(
         **options,
     )
     sock = config.bind_socket()
+    sock.listen(config.backlog)  # who calls while the workers start is answered later, not refused (as under gunicorn)
     bound = sock.getsockname()[1]
     shared = _share(workers, bound, settings)
     os.environ[_APP], os.environ[_FACTORY] = app, "1" if factory else ""

@@ -24,11 +24,10 @@ _TCP = (socket.AF_INET, socket.AF_INET6)
 class CorkedTransport:
     """Stands in for `transport`, of which it changes nothing but the moment of small writes. For a connection that was just made."""
 
-    __slots__ = ("_handle", "_held", "_loop", "_transport", "is_closing")
+    __slots__ = ("_handle", "_held", "_loop", "_transport")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
-        self.is_closing = transport.is_closing  # asked after each response: `__getattr__` is 2 % of a server's time
         self._held = b""
         self._handle: asyncio.Handle | None = None
         sock = transport.get_extra_info("socket")
@@ -37,6 +36,10 @@ class CorkedTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Asked after each response, and by way of `__getattr__` that is 2 % of a server's time."""
+        return self._transport.is_closing()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         held = self._held

@@ -337,7 +337,7 @@ class Mesh:
             return
         from proxyless.runtime.announce import Announcement
 
-        self._announcement = Announcement(settings, lambda: self.configured, self._credentials())
+        self._announcement = Announcement(settings, lambda: self.configured and not self._held, self._credentials())
         self._announcement.start()
 
     def _credentials(self) -> Callable[[], ChannelSecurity] | None:

@@ -530,6 +530,22 @@ def test_lifespan_starts_and_closes_the_mesh(fixture):
     assert fixture.mesh._started is False
 
 
+def test_an_application_that_is_still_starting_is_not_ready(fixture):
+    """A probe of the mesh must not say more than the application does."""
+    seen: list[list[str]] = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        seen.append(fixture.mesh.not_ready_reasons())
+        await send({"type": "lifespan.startup.complete"})
+        seen.append(fixture.mesh.not_ready_reasons())
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    lifespan(MeshMiddleware(slow, mesh=fixture.mesh))
+    assert seen == [["application: its start-up is not complete"], []]
+
+
 @pytest.mark.field("FC-58")
 def test_an_application_that_does_not_know_lifespan_works(fixture):
     async def http_only(scope: Any, receive: Any, send: Any) -> None:

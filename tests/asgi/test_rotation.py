@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxyless.asgi import MeshMiddleware
+from proxyless.asgi import EXTENSION, MeshMiddleware
 from proxyless.uvicorn import MeshH11Protocol, MeshHttpToolsProtocol
 from tests.asgi.helpers import Fixture, Server, World, ask, echo, raw
 
@@ -97,12 +97,14 @@ def test_a_request_that_outlasts_the_certificate_is_answered() -> None:
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            await asyncio.sleep(1.5)
+            ends = scope["extensions"][EXTENSION].expires_at
+            while time.time() <= ends:
+                await asyncio.sleep(0.05)
         await echo(scope, receive, send)
 
     with (
         Server(MeshMiddleware(slow, mesh=fixture.mesh), MeshHttpToolsProtocol) as server,
-        raw(server.port, world.client("billing", ttl=1.0)) as sock,
+        raw(server.port, world.client("billing", ttl=3.0)) as sock,
     ):
         assert ask(sock, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
         assert sock.recv(1) == b""

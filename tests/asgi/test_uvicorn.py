@@ -228,7 +228,7 @@ def test_without_an_identity_tls_is_refused_and_plain_text_gets_503(served, worl
 
 def test_a_connection_ends_with_the_certificate_it_was_made_with(served, world):
     _, port = served
-    with raw(port, world.client("billing", ttl=1.0)) as sock:
+    with raw(port, world.client("billing", ttl=3.0)) as sock:
         assert ask(sock, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
         assert sock.recv(1) == b""
 

@@ -309,7 +309,7 @@ def refusing(local: LocalMesh, count: int) -> Iterator[None]:
     registrations = [
         WorkloadRegistration(
             local.settings("mine").xds,
-            Workload(service="my-service", port=port, labels={}, instance=str(port)),
+            Workload(service="my-service", port=port, labels={}),
             readiness=Readiness.READY,
         )
         for port in (free_port() for _ in range(count))
