@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,6 +27,25 @@ def who(request: Request) -> dict[str, Any]:
         "client": client,
         "url": str(request.url),
     }
+
+
+def make_slow_starter() -> FastAPI:
+    """An application that has started when the file TEST_STARTED is there."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        while not os.path.exists(os.environ["TEST_STARTED"]):
+            await asyncio.sleep(0.01)
+        yield
+
+    slow = FastAPI(lifespan=lifespan)
+    slow.add_middleware(MeshMiddleware, mesh=MESH)
+
+    @slow.get("/")
+    def root() -> dict[str, int]:
+        return {"pid": os.getpid()}
+
+    return slow
 
 
 def make_without_middleware() -> FastAPI:

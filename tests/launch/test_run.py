@@ -15,7 +15,7 @@ import pytest
 
 from proxyless.errors import SettingsError
 from proxyless.launch import run
-from tests.asgi.helpers import World, eventually, get, identity
+from tests.asgi.helpers import World, ask, eventually, get, identity, raw
 from tests.wsgi.test_gunicorn import Gunicorn
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +86,20 @@ def test_policy_is_enforced_for_an_application_without_the_middleware(world, tmp
         eventually(lambda: get(server.port, "/admin", world.client())[0] == 403)
         assert get(server.port, "/", world.client())[0] == 200
         assert get(server.port, "/") == (0, b"")
+
+
+def test_callers_wait_for_an_application_that_starts_and_probes_are_told(world, tmp_path):
+    server = Run(world, tmp_path, "tests.launch.apps:make_slow_starter", factory=True)
+    server.env = {"TEST_STARTED": str(tmp_path / "started")}
+    server.start()
+    try:
+        eventually(lambda: server.ask_admin("/ready") == (503, "application: its start-up is not complete\n"), 20)
+        with raw(server.port) as early:
+            (tmp_path / "started").touch()
+            assert ask(early, b"GET / HTTP/1.1\r\nHost: app\r\n\r\n")[0] == 200
+        assert server.ask_admin("/ready")[0] == 200
+    finally:
+        server.__exit__()
 
 
 @pytest.mark.field("FC-63")
