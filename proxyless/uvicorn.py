@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from proxyless.asgi import ODD_TARGET, STATE, ASGIApp, Receive, Scope, Send, serve
 from proxyless.core.inbound import ConnectionInfo
 from proxyless.core.request import Address, Peer
-from proxyless.errors import PeerVerificationError
+from proxyless.errors import ConfigError, PeerVerificationError
 from proxyless.runtime.accept import (
     HANDSHAKE_TIMEOUT,
     RefusedConnection,
@@ -129,7 +129,13 @@ class MeshHttpToolsProtocol(asyncio.Protocol):
         self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT, self._too_slow)
         self._local = address_of(transport.get_extra_info("sockname"))
         self._remote = address_of(transport.get_extra_info("peername"))
-        self._gate = self._find_gate()
+        try:
+            self._gate = self._find_gate()
+        except ConfigError as error:  # without a lifespan nobody has asked before
+            log.error("connections are refused: %s", error)
+            self._forget()
+            self._transport.abort()
+            return
         if transport.get_extra_info("sslcontext") is not None:
             log.error("uvicorn was given a certificate of its own (--ssl-*): the mesh cannot verify peers behind it")
             info = ConnectionInfo(

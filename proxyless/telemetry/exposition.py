@@ -6,6 +6,7 @@ PROMETHEUS_MULTIPROC_DIR must be set before prometheus_client is imported in a w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -47,7 +48,8 @@ def forget_dead_workers(alive: Callable[[int], bool] | None = None) -> None:
     pids = {int(match[1]) for path in directory.iterdir() if (match := _LIVE_GAUGE.fullmatch(path.name))}
     for pid in pids:
         if not (alive or _alive)(pid):
-            mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]  # its signature has no annotations
+            with contextlib.suppress(FileNotFoundError):  # another worker is asked at the same moment
+                mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]  # its signature has no annotations
 
 
 def _alive(pid: int) -> bool:

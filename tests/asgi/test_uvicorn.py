@@ -317,3 +317,16 @@ def test_the_root_path_of_the_server_is_judged_once(world):
     app = MeshMiddleware(echo, mesh=fixture.mesh)
     with Server(app, MeshHttpToolsProtocol, root_path="/api") as server:
         assert [get(server.port, path)[0] for path in ("/admin", "/x")] == [403, 200]
+
+
+def test_without_lifespan_a_wrong_setting_refuses_connections_and_says_so(monkeypatch, caplog):
+    from proxyless.runtime import inbound
+    from proxyless.runtime.mesh import Mesh
+
+    monkeypatch.setenv("PROXYLESS_XDS", "nonsense")
+    monkeypatch.setattr(Mesh, "_default", None)
+    monkeypatch.setattr(inbound, "_serving", None)
+    with Server(echo, MeshHttpToolsProtocol, lifespan="off") as server:
+        assert get(server.port, "/") == (0, b"")
+        assert server.server.server_state.connections == set()
+    assert "connections are refused: PROXYLESS_XDS" in caplog.text
