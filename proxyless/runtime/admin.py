@@ -1,6 +1,6 @@
 """The admin listener: what kubelets, Prometheus and people ask, on an address of its own beside the mesh port.
 
-    GET /ready        200 when configuration and identity are in place, else 503 with the reasons
+    GET /ready        200 when configuration, identity and the application are in place, else 503 with the reasons
     GET /healthz      200 while the process answers
     GET /metrics      Prometheus text; of all workers when they share their numbers
     GET /config_dump  the configuration in use, as JSON; no keys, no tokens

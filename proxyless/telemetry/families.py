@@ -114,7 +114,7 @@ IDENTITY_EXPIRY = Family(
 )
 IDENTITY_ROTATIONS = Family("counter", "proxyless_identity_rotations", "Certificates that replaced an earlier one.")
 DISABLED = Family("gauge", "proxyless_disabled", "1 while PROXYLESS_DISABLED switches the mesh off.", ("scope",))
-READY = Family("gauge", "proxyless_ready", "1 when configuration and identity are in place.", (), "livemin")
+READY = Family("gauge", "proxyless_ready", "1 when /ready is 200.", (), "livemin")
 INBOUND_DENIED = Family("counter", "proxyless_inbound_denied", "Requests refused before the application.", ("reason",))
 INBOUND_HANDSHAKE_FAILURES = Family(
     "counter", "proxyless_inbound_handshake_failures", "Connections refused before any request.", ("reason",)
