@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,14 +64,19 @@ def test_an_unknown_step_is_named() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends the children")
 def test_a_kill_leaves_no_process_behind() -> None:
     command = [sys.executable, "-m", "proxyless", "dev", str(EXAMPLE)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as dev:
+    with (
+        tempfile.TemporaryDirectory(prefix="kill-") as own,  # what a killed process cannot remove
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": own}
+        ) as dev,
+    ):
         children = Path(f"/proc/{dev.pid}/task/{dev.pid}/children")
         try:
             wait_until(lambda: len(children.read_text().split()) >= 3, "three processes", 30)
             started = [int(pid) for pid in children.read_text().split()]
         finally:
             dev.kill()
-    wait_until(lambda: not any(alive(pid) for pid in started), "their end", 15)
+        wait_until(lambda: not any(alive(pid) for pid in started), "their end", 15)
 
 
 def alive(pid: int) -> bool:
