@@ -7,6 +7,7 @@ who asked.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,7 @@ __all__ = ["RegistrationServicer", "RegistrationTable"]
 log = logging.getLogger("proxyless.controlplane.registration")
 
 MAX_STREAMS_PER_IDENTITY = 1024
+TELL_TIMEOUT = 1.0  # seconds that a change of configuration waits at most for a caller to take a refusal
 _MAX_LABELS = 64
 _MAX_TEXT = 253
 
@@ -61,6 +63,11 @@ class RegistrationTable:
         """
         allowed = (key for key in self._endpoints if self.may_serve(key[0], key[1]))
         return tuple(found for key in allowed if (found := self._workload(key)) is not None)
+
+    def revoked(self) -> list[tuple[object, _Key]]:
+        """Streams, with their endpoints, that were admitted and may not serve any more."""
+        gone = [(key, streams) for key, streams in self._endpoints.items() if not self.may_serve(key[0], key[1])]
+        return [(owner, key) for key, streams in gone for owner in streams]
 
     def streams_of(self, identity: SpiffeId) -> int:
         return sum(len(streams) for key, streams in self._endpoints.items() if key[0] == identity)
@@ -107,11 +114,33 @@ def _health(words: set[str]) -> str:
     return DRAINING if words == {DRAINING} else UNHEALTHY
 
 
+class _Caller:
+    """The other end of one stream. It is answered in turn, and may be told something that it did not ask."""
+
+    def __init__(self, context: Any) -> None:
+        self._context, self._turn = context, asyncio.Lock()
+
+    async def answer(self, refusal: str) -> None:
+        async with self._turn:
+            await self._context.write(
+                message("proxyless.registration.v1.Registered")(accepted=not refusal, reason=refusal)
+            )
+
+
 class RegistrationServicer:
     """``WorkloadRegistration/Register``. `handler` gives the service for one listener."""
 
     def __init__(self, table: RegistrationTable) -> None:
         self.table = table
+
+    async def revoke(self) -> None:
+        """Tell those who may not serve any more what they serve; who has left or does not listen is no endpoint anyway."""
+        told = [
+            asyncio.wait_for(owner.answer(_not_on_the_list(*key[:2])), TELL_TIMEOUT)
+            for owner, key in self.table.revoked()
+            if isinstance(owner, _Caller)
+        ]
+        await asyncio.gather(*told, return_exceptions=True)
 
     def handler(self, identify: Identify) -> Any:
         """A generic RPC handler whose callers are named by `identify`."""
@@ -133,18 +162,16 @@ class RegistrationServicer:
         return grpc.method_handlers_generic_handler(service, {name: method})
 
     async def _serve(self, context: Any, identity: SpiffeId) -> None:
-        owner = object()
+        caller = _Caller(context)
         key: _Key | None = None
         try:
             while (workload := await context.read()) is not grpc.aio.EOF:
-                key, reason = self._apply(owner, key, workload, identity)
-                await context.write(
-                    message("proxyless.registration.v1.Registered")(accepted=key is not None, reason=reason)
-                )
+                key, refusal = self._apply(caller, key, workload, identity)
+                await caller.answer(refusal)
         finally:
             if key is not None:
                 log.info("a worker of %s that served %s at %s:%d is gone", identity, *key[1:])
-                self.table.remove(owner, key)
+                self.table.remove(caller, key)
 
     def _apply(self, owner: object, key: _Key | None, workload: Any, identity: SpiffeId) -> tuple[_Key | None, str]:
         """Take one message in: the endpoint that the stream stands for now, or None and why not."""
@@ -168,9 +195,7 @@ class RegistrationServicer:
             raise _RefusedError("service is missing or too long")
         service = expand(workload.service, identity.namespace)
         if not self.table.may_serve(identity, service):
-            raise _RefusedError(
-                f"the operator's list (proxyless.workloads in mesh.yaml) does not let {identity} serve {service!a}"
-            )
+            raise _RefusedError(_not_on_the_list(identity, service))
         try:
             address = str(ipaddress.ip_address(workload.address or "127.0.0.1"))
         except ValueError:
@@ -184,3 +209,7 @@ class RegistrationServicer:
         if key is None and self.table.streams_of(identity) >= MAX_STREAMS_PER_IDENTITY:
             raise _RefusedError(f"{identity} has {MAX_STREAMS_PER_IDENTITY} registration streams already")
         return identity, service, address, workload.port
+
+
+def _not_on_the_list(identity: SpiffeId, service: str) -> str:
+    return f"the operator's list (proxyless.workloads in mesh.yaml) does not let {identity} serve {service!a}"

@@ -252,6 +252,7 @@ class _Plane:
             self._follow_grants()
             await self._serve_workloads()
             self._ads.changed()
+            await self._registration.revoke()
             log.info("configuration %s: %d resources", self._views.world.version, len(configuration.resources))
 
     async def _watch(self) -> None:

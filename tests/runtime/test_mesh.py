@@ -218,6 +218,17 @@ def test_a_refused_registration_is_seen_where_readiness_is() -> None:
         assert endpoints(local.mesh("payments"), "payments") == []
 
 
+def test_a_right_that_is_taken_away_is_seen_where_readiness_is() -> None:
+    with LocalMesh(workloads=WORKLOADS) as local, local.serve(lambda _: echo, "payments") as served:
+        eventually(lambda: served.mesh.announced)
+        settings = local._config / "mesh.yaml"
+        settings.write_text(settings.read_text().replace("- payments\n", "- other\n"))
+        local.control_plane.reload()
+        eventually(lambda: served.mesh.not_ready_reasons())
+        (reason,) = served.mesh.not_ready_reasons()
+        assert reason.startswith("registration as payments refused: the operator's list"), reason
+
+
 # ------------------------------------------------------------------------------------------------------------- waiting
 
 
