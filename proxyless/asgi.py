@@ -28,6 +28,7 @@ from proxyless.runtime.inbound import Connection, InboundGate, MeshLike, default
 __all__ = ["Lifespan", "MeshMiddleware", "mesh_peer", "serve"]
 
 log = logging.getLogger("proxyless.asgi")
+_server_log = logging.getLogger("uvicorn.error")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -224,7 +225,8 @@ async def serve(
     """Judge one http or websocket scope and, when it is admitted, run the application below metrics, log and span.
 
     Args:
-        root_path: what the server itself put before the path; None: unknown, so each reading must be admitted.
+        root_path: what the server itself put before the path, when it is the server that asks; None: unknown, so each reading
+            must be admitted.
     """
     headers, authority, problem = _headers(scope)
     raw, views = _views(scope, root_path)
@@ -258,7 +260,11 @@ async def serve(
         await app(scope, wrapped.receive, wrapped.send)
     except BaseException as error:
         exchange.failed(error)
-        raise
+        if root_path is None or not exchange.complete or not isinstance(error, Exception):
+            raise
+        # Starlette raises after its 500 was sent. Nothing told the caller that his connection ends, and a server that sees the
+        # error closes it under his next request; so it ends here, in the server's own words.
+        _server_log.exception("Exception in ASGI application")
     finally:
         exchange.end()
 

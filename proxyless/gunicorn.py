@@ -13,6 +13,7 @@ bears that, a sync worker waits (at most `PEEK_TIMEOUT`).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import shutil
@@ -20,16 +21,20 @@ import socket
 import ssl
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 from proxyless.runtime.accept import RefusedConnection, accept_blocking, address_of, connection_of, report
-from proxyless.runtime.inbound import Connection, gate_of, serving_mesh
+from proxyless.runtime.drain import LOOK_EVERY, drain_on_sigterm
+from proxyless.runtime.inbound import Connection, MeshLike, gate_of, serving_mesh
+from proxyless.runtime.reloads import Reloads
 
 __all__ = [
     "certfile",
     "child_exit",
     "do_handshake_on_connect",
+    "on_reload",
     "post_worker_init",
     "pre_request",
     "ssl_context",
@@ -91,8 +96,6 @@ def _log_as(owner: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """In a worker, after the fork and with the application loaded: start the mesh."""
-    from proxyless.runtime.drain import drain_on_sigterm
-
     _log_as(worker)
     if worker.cfg.header_map == "dangerous":
         from proxyless.wsgi import expect_ambiguous_headers
@@ -104,7 +107,32 @@ def post_worker_init(worker: Any) -> None:
     mesh.start()
     if not mesh.wait_configured(START_WAIT):
         log.warning("not ready, serving 503 until then: %s", gate_of(mesh).reasons())
-    drain_on_sigterm(mesh)
+    if reloads := _reloads():
+        threading.Thread(target=_tell_successor, args=(mesh, reloads), name="proxyless-reload", daemon=True).start()
+        drain_on_sigterm(mesh, stay=lambda: reloads.awaits_successor, patience=worker.cfg.graceful_timeout)
+    else:
+        drain_on_sigterm(mesh)
+
+
+def on_reload(server: Any) -> None:
+    """In the master, on HUP: the workers of now will be told to go while the next ones are loading."""
+    if reloads := _reloads():
+        reloads.begin()
+
+
+def _reloads() -> Reloads | None:
+    directory = os.environ.get("PROXYLESS_WORKERS_DIR", "")
+    return Reloads(directory) if directory else None
+
+
+def _tell_successor(mesh: MeshLike, reloads: Reloads) -> None:
+    pause = threading.Event()
+    while not mesh.announced:
+        if mesh.draining:
+            return
+        pause.wait(LOOK_EVERY)
+    with contextlib.suppress(OSError):
+        reloads.done()
 
 
 START_WAIT = 2.0  # seconds a new worker waits for its first configuration before it takes requests

@@ -110,8 +110,9 @@ def _supervise(config: uvicorn.Config, sock: Any) -> int:
             ChangeReload(config, target=server.run, sockets=[sock]).run()
             return 0
         if config.workers > 1:
-            Multiprocess(config, sockets=[sock]).run()
-            return 0
+            workers = Multiprocess(config, sockets=[sock])
+            workers.run()
+            return STARTUP_FAILURE if any(each.exitcode == STARTUP_FAILURE for each in workers.processes) else 0
         config.load_app()
         server.run(sockets=[sock])
     except ImportFromStringError as error:

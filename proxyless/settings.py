@@ -128,7 +128,7 @@ class Settings:
             "service_account": env.get("PROXYLESS_SERVICE_ACCOUNT", ""),
             "workload": env.get("PROXYLESS_WORKLOAD", ""),
             "disabled": _disabled(env, "PROXYLESS_DISABLED"),
-            "admin": env.get("PROXYLESS_ADMIN", ""),
+            "admin": _admin(env, "PROXYLESS_ADMIN"),
             "access_log": env.get("PROXYLESS_ACCESS_LOG", "") or "off",
             "workers_dir": env.get("PROXYLESS_WORKERS_DIR", ""),
         }
@@ -155,6 +155,29 @@ def _address(env: Mapping[str, str], name: str) -> str:
         return text
     if not _HOST_AND_PORT.fullmatch(text) or not 0 < int(text.rpartition(":")[2]) < 65536:
         raise SettingsError(f"{name}={text!r} is no address: write unix:/run/xds.sock or istiod.istio-system:15012")
+    return text
+
+
+def admin_address(text: str) -> str | tuple[str, int]:
+    """PROXYLESS_ADMIN as a path of a Unix socket, or host and port.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    if text.startswith("unix:"):
+        return text[5:]
+    host, _, port = text.rpartition(":")
+    if not host or not _NUMBER.fullmatch(port) or int(port) > 65535:
+        raise SettingsError(
+            f"PROXYLESS_ADMIN={text!r} is no address: write 127.0.0.1:15021, unix:/run/admin.sock or off"
+        )
+    return host.strip("[]"), int(port)
+
+
+def _admin(env: Mapping[str, str], name: str) -> str:
+    text = env.get(name, "")
+    if text not in ("", "off"):
+        admin_address(text)
     return text
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -13,9 +12,6 @@ __all__ = ["CUT", "EdgeProtocol"]
 
 CUT = "proxyless.cut"  # scope: ends the connection, so that the client does not take what it has for the whole
 HEAD_TIMEOUT = 30.0  # seconds from the first byte of a request, or the connection, to the end of its headers
-
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class EdgeProtocol(BoundedHead, HttpToolsProtocol):
@@ -42,24 +38,21 @@ class EdgeProtocol(BoundedHead, HttpToolsProtocol):
         super().on_headers_complete()
 
     def refuse_head(self) -> None:
-        self._refuse(_TOO_LARGE)
+        """As for a server, without a line in the log: strangers ask here."""
+        self._forget_timer()
+        self.end_with(b"431 Request Header Fields Too Large")
 
     def _unsupported_upgrade_warning(self) -> None:
         """The application answers, and a stranger fills no log."""
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._refuse, _TOO_SLOW)
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._too_slow)
 
     def _forget_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _refuse(self, answer: bytes) -> None:
-        self._forget_timer()
-        cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete:  # nothing of another answer is on its way
-            self.transport.write(answer)
-            self.transport.close()
-        else:
-            self.transport.abort()
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        self.end_with(b"408 Request Timeout")

@@ -13,6 +13,7 @@ saturated event loop still answers its probes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -24,11 +25,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from proxyless.errors import SettingsError
 from proxyless.runtime import dump
 from proxyless.runtime.inbound import MeshLike
 from proxyless.runtime.vitals import Vitals
 from proxyless.runtime.workers import Workers, WorkerState
+from proxyless.settings import admin_address
 from proxyless.telemetry import exposition
 
 __all__ = ["AdminListener"]
@@ -56,7 +57,7 @@ class AdminListener:
 
     def __init__(self, mesh: MeshLike, address: str, workers_dir: str = "") -> None:
         self._mesh = mesh
-        self._target = _target(address)
+        self._target = admin_address(address)
         self._workers = Workers(workers_dir) if workers_dir else None
         self._vitals = Vitals(mesh)
         self._telling = threading.Lock()  # workers and vitals are for one thread; every probe has one of its own
@@ -163,17 +164,6 @@ class AdminListener:
             log.warning("PROMETHEUS_MULTIPROC_DIR is not set: /metrics shows this worker's numbers only")
 
 
-def _target(address: str) -> str | tuple[str, int]:
-    if address.startswith("unix:"):
-        return address[5:]
-    host, _, port = address.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 65535:
-        raise SettingsError(
-            f"PROXYLESS_ADMIN={address!r} is no address: write 127.0.0.1:15021, unix:/run/admin.sock or off"
-        )
-    return host.strip("[]"), int(port)
-
-
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """One listening socket; a thread for each connection, bounded."""
 
@@ -183,7 +173,8 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def __init__(self, admin: AdminListener, target: str | tuple[str, int]) -> None:
         self.admin = admin
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._open: dict[Any, None] = {}  # connections, the oldest first
+        self._opening = threading.Lock()
         self._unix = ""
         if isinstance(target, str):
             self.address_family = socket.AF_UNIX
@@ -202,16 +193,20 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             Path(self._unix).unlink(missing_ok=True)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        """Beyond the bound the oldest connection makes room: probes are answered at once, so it is one that says nothing."""
+        with self._opening:
+            if len(self._open) >= MAX_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread ends
+            self._open[request] = None
         super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def shutdown_request(self, request: Any) -> None:
+        with self._opening:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("admin connection ended", exc_info=True)

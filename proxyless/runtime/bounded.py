@@ -7,9 +7,12 @@ section 6.5.1): they are read and dropped.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 __all__ = ["MAX_HEAD", "BoundedHead"]
+
+log = logging.getLogger("proxyless")
 
 #: Envoy's max_request_headers_kb is 60 by default; uvicorn's h11 protocol stops at 64 KiB.
 MAX_HEAD = 64 * 1024
@@ -27,8 +30,19 @@ class BoundedHead:
             self.refuse_head()
 
     def refuse_head(self) -> None:
-        """Too much, or too slow: end the connection."""
-        self.transport.abort()  # type: ignore[attr-defined]
+        """Too much: 431, as from Envoy."""
+        log.info("a request with more than %d bytes of headers is refused", MAX_HEAD)
+        self.end_with(b"431 Request Header Fields Too Large")
+
+    def end_with(self, status: bytes) -> None:
+        """The connection ends; with this answer, where no other is on its way."""
+        transport: Any = self.transport  # type: ignore[attr-defined]
+        cycle: Any = self.cycle  # type: ignore[attr-defined]
+        if cycle is None or cycle.response_complete:
+            transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            transport.close()
+        else:
+            transport.abort()
 
     def on_headers_complete(self) -> None:
         self._quiet = 0

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,29 @@ __all__ = ["DRAIN_SECONDS", "drain_on_sigterm"]
 
 log = logging.getLogger("proxyless")
 
+LOOK_EVERY = 0.05  # seconds
 DRAIN_SECONDS = 1.0  # between "this endpoint drains" and the end of the listening socket
 
 
-def drain_on_sigterm(mesh: MeshLike, seconds: float = DRAIN_SECONDS) -> None:
-    """Put the drain before whatever handles SIGTERM now. No effect outside of the main thread."""
+def drain_on_sigterm(
+    mesh: MeshLike,
+    seconds: float = DRAIN_SECONDS,
+    stay: Callable[[], bool] = lambda: False,
+    patience: float = 0.0,
+) -> None:
+    """Put the drain before whatever handles SIGTERM now. No effect outside of the main thread.
+
+    Args:
+        stay: true as long as the drain should not begin yet, at most for `patience` seconds; see `runtime.reloads`.
+    """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _Drain(mesh, seconds, signal.getsignal(signal.SIGTERM)))
+        signal.signal(signal.SIGTERM, _Drain(mesh, seconds, stay, patience, signal.getsignal(signal.SIGTERM)))
 
 
 class _Drain:
-    def __init__(self, mesh: MeshLike, seconds: float, then: object) -> None:
+    def __init__(self, mesh: MeshLike, seconds: float, stay: Callable[[], bool], patience: float, then: object) -> None:
         self._mesh, self._seconds, self._then = mesh, seconds, then
+        self._stay, self._patience = stay, patience
         self._pid = os.getpid()
         self._draining = False
 
@@ -44,6 +56,9 @@ class _Drain:
         threading.Thread(target=self._drain, name="proxyless-drain", daemon=True).start()
 
     def _drain(self) -> None:
+        end = time.monotonic() + self._patience
+        while time.monotonic() < end and self._stay():
+            time.sleep(LOOK_EVERY)
         until = time.monotonic() + self._seconds
         try:
             self._mesh.drain()

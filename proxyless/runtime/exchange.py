@@ -107,7 +107,7 @@ class InboundExchange:
         self.status = status
         if self._grpc:
             self.trailers(headers)
-        if self.connection.expires_at != FOREVER and self.connection.ends_soon(time.time()):
+        if self.connection.ends_soon(time.time()):
             return [*headers, (b"connection", b"close")]
         return None
 

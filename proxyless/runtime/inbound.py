@@ -77,6 +77,10 @@ class MeshLike(Protocol):
     def xds(self) -> XdsClient | None: ...
     @property
     def ready(self) -> bool: ...
+    @property
+    def announced(self) -> bool: ...
+    @property
+    def draining(self) -> bool: ...
     def not_ready_reasons(self) -> list[str]: ...
     def start(self) -> None: ...
     def close(self) -> None: ...
@@ -142,8 +146,11 @@ class Connection:
         self._chain: FilterChain | None = None
 
     def ends_soon(self, now: float) -> bool:
-        """A response that starts now should say that the connection ends (wall clock)."""
-        return now >= self._close_from
+        """A response that starts now should say that the connection ends (wall clock): its certificate does, or the server.
+
+        Callers then make a new connection, elsewhere or to another worker, before this one is closed under a request.
+        """
+        return now >= self._close_from or (self.gate is not None and self.gate.mesh.draining)
 
     def chain(self, snapshot: Snapshot) -> FilterChain | None:
         """The filter chain of this connection in this snapshot; selected once for each snapshot.

@@ -38,6 +38,7 @@ __all__ = ["Mesh"]
 
 log = logging.getLogger("proxyless")
 
+TLS_MODE_LABEL = "security.istio.io/tlsMode"
 DRAIN_TIMEOUT = 2.0
 IDENTITY_WAIT = 2.0  # seconds that a first connection to a control plane on TCP waits for an identity to make it with
 
@@ -254,9 +255,19 @@ class Mesh:
         return source is None or source.current is not None
 
     @property
+    def _servable(self) -> bool:
+        """May be called, as far as this process knows by itself."""
+        return self.configured and not self._held and not self._lacks_identity()
+
+    @property
+    def draining(self) -> bool:
+        """On its way out: callers are told, and connections end with their next response."""
+        return self._draining
+
+    @property
     def ready(self) -> bool:
-        """`configured`, not on its way out, and not refused as what it wants to be."""
-        return self.configured and not self._draining and not self._held and not self._refused()
+        """`configured`, able to serve as what it is registered, not refused as that, and not on its way out."""
+        return self._servable and not self._draining and not self._refused()
 
     @property
     def announced(self) -> bool:
@@ -278,6 +289,10 @@ class Mesh:
         source = self.identity_source
         if source is not None and source.current is None:
             reasons.append(f"identity: {source.status or 'no SVID yet'}")
+        if self._lacks_identity():
+            reasons.append(
+                "identity: callers use mutual TLS and no Workload API is configured: set SPIFFE_ENDPOINT_SOCKET"
+            )
         if (refusal := self._refused()) is not None:
             reasons.append(refusal)
         return [*reasons, *(f"{part}: {reason}" for part, reason in self._held.items())]
@@ -337,7 +352,7 @@ class Mesh:
             return
         from proxyless.runtime.announce import Announcement
 
-        self._announcement = Announcement(settings, lambda: self.configured and not self._held, self._credentials())
+        self._announcement = Announcement(settings, lambda: self._servable, self._credentials())
         self._announcement.start()
 
     def _credentials(self) -> Callable[[], ChannelSecurity] | None:
@@ -394,6 +409,12 @@ class Mesh:
                 self._giving_back = stop
             else:  # closed at the same moment
                 stop()
+
+    def _lacks_identity(self) -> bool:
+        """Registered, and without a certificate for callers, who use mutual TLS unless a label tells them not to."""
+        settings = self.settings
+        registers = settings.service and settings.xds and settings.labels.get(TLS_MODE_LABEL) != "disabled"
+        return bool(registers) and self.identity_source is None
 
     def _refused(self) -> str | None:
         announcement = self._announcement

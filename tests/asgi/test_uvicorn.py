@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import socket
 import ssl
 
@@ -330,3 +331,36 @@ def test_without_lifespan_a_wrong_setting_refuses_connections_and_says_so(monkey
         assert get(server.port, "/") == (0, b"")
         assert server.server.server_state.connections == set()
     assert "connections are refused: PROXYLESS_XDS" in caplog.text
+
+
+def test_an_application_that_raises_after_its_answer_does_not_end_the_connection(world, caplog, monkeypatch):
+    """Starlette sends its 500 and raises; the next call on the connection must not meet its end."""
+    from fastapi import FastAPI
+
+    fixture = Fixture(world)
+    fixture.configure("PERMISSIVE")
+    app = FastAPI()
+    app.add_middleware(MeshMiddleware, mesh=fixture.mesh)
+
+    @app.get("/boom")
+    async def boom() -> None:
+        raise RuntimeError("a fault of the application")
+
+    with Server(app, MeshHttpToolsProtocol.for_mesh(fixture.mesh)) as server, raw(server.port) as sock:
+        caplog.set_level("ERROR", "uvicorn.error")  # the server of the tests is quiet
+        monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+        for _ in range(3):
+            assert ask(sock, b"GET /boom HTTP/1.1\r\nHost: app\r\n\r\n")[0] == 500
+        assert ask(sock, b"GET /none HTTP/1.1\r\nHost: app\r\n\r\n")[0] == 404
+    assert caplog.text.count("Exception in ASGI application") == 3
+    assert fixture.value("istio_requests_total", response_code="500") == 3
+
+
+def test_a_server_on_its_way_out_ends_connections_with_their_next_response(served, world):
+    fixture, port = served
+    with raw(port, world.client("billing")) as sock:
+        assert ask(sock, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+        fixture.mesh.drain()
+        assert ask(sock, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+        assert sock.recv(1) == b""
+    assert get(port, "/", world.client("billing"))[0] == 200

@@ -48,6 +48,15 @@ def make_slow_starter() -> FastAPI:
     return slow
 
 
+def make_failing_starter() -> FastAPI:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        raise RuntimeError("cannot start")
+        yield
+
+    return FastAPI(lifespan=lifespan)
+
+
 def make_without_middleware() -> FastAPI:
     """An application whose author forgot the middleware, made by a factory."""
     serve_with(MESH)

@@ -163,6 +163,17 @@ def test_an_application_that_cannot_be_loaded_ends_with_an_exit_code(world, tmp_
     assert text in server.log.read_text()
 
 
+def test_a_wrong_setting_and_a_failed_start_are_no_success_with_several_workers(world, tmp_path):
+    server = Run(world, tmp_path, "tests.launch.apps:make_failing_starter", factory=True, workers=2)
+    server.start()
+    assert server.process.wait(20) == 3
+    server.env = {"PROXYLESS_ADMIN": "nowhere"}
+    server.told_admin = False
+    server.start()
+    assert server.process.wait(20) not in (0, 3)
+    assert "PROXYLESS_ADMIN='nowhere' is no address" in server.log.read_text()
+
+
 def test_arguments_that_contradict_are_named():
     for options in ({"workers": 0}, {"workers": 2, "reload": True}):
         with pytest.raises(SettingsError, match="--workers"):

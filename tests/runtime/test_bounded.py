@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
+from proxyless.runtime.bounded import MAX_HEAD
 from proxyless.uvicorn import MeshHttpToolsProtocol
-from tests.asgi.helpers import Fixture, Server, World, allow, ask, echo, policy, raw
+from tests.asgi.helpers import Fixture, Server, World, allow, answer, ask, echo, policy, raw
 from tests.wsgi.test_middleware import header_rule
 
 HEAD = b"POST / HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n"
@@ -35,6 +36,15 @@ def test_headers_trailers_and_targets_do_not_fill_the_memory(fixture: Fixture, b
     with Server(echo, MeshHttpToolsProtocol.for_mesh(fixture.mesh)) as server, raw(server.port) as sock:
         sock.sendall(before)
         assert flood(sock, b"x" if before == b"GET /" else b"X-Many: 12345678\r\n")
+
+
+def test_headers_beyond_the_bound_get_431(fixture: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "proxyless")
+    with Server(echo, MeshHttpToolsProtocol.for_mesh(fixture.mesh)) as server, raw(server.port) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: app\r\nX-Large: " + b"x" * MAX_HEAD)
+        assert answer(sock)[0] == 431
+        assert sock.recv(1) == b""
+    assert "more than 65536 bytes of headers" in caplog.text
 
 
 def test_a_body_has_no_bound(fixture: Fixture) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -216,6 +218,26 @@ def test_a_refused_registration_is_seen_where_readiness_is() -> None:
         assert reason.startswith("registration as payments refused: the operator's list")
         assert "spiffe://cluster.local/ns/default/sa/billing" in reason
         assert endpoints(local.mesh("payments"), "payments") == []
+
+
+def test_who_is_registered_without_a_source_of_identity_is_not_offered_to_callers() -> None:
+    """Callers would fail on mutual TLS; who wants plain text says so with Istio's label."""
+    with LocalMesh(workloads=WORKLOADS) as local:
+        caller = local.mesh("billing")
+        settings = replace(local.settings("payments"), service="payments", spiffe_socket="")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            without = Mesh(replace(settings, port=port))
+            with running(without):
+                assert without.wait_configured(5)
+                eventually(lambda: without._announcement and without._announcement.status.acknowledged)
+                (reason,) = without.not_ready_reasons()
+                assert "set SPIFFE_ENDPOINT_SOCKET" in reason
+                assert endpoints(caller, "payments") == []
+            plain = Mesh(replace(settings, port=port, labels={"security.istio.io/tlsMode": "disabled"}))
+            with running(plain):
+                eventually(lambda: endpoints(caller, "payments") == [port])
+                assert plain.not_ready_reasons() == []
 
 
 def test_a_right_that_is_taken_away_is_seen_where_readiness_is() -> None:
