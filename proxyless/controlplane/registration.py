@@ -117,13 +117,15 @@ def _health(words: set[str]) -> str:
 class _Caller:
     """The other end of one stream. It is answered in turn, and may be told something that it did not ask."""
 
-    def __init__(self, context: Any) -> None:
-        self._context, self._turn = context, asyncio.Lock()
+    def __init__(self, context: Any, identity: SpiffeId) -> None:
+        self._context, self._identity, self._turn = context, str(identity), asyncio.Lock()
 
     async def answer(self, refusal: str) -> None:
         async with self._turn:
             await self._context.write(
-                message("proxyless.registration.v1.Registered")(accepted=not refusal, reason=refusal)
+                message("proxyless.registration.v1.Registered")(
+                    accepted=not refusal, reason=refusal, identity=self._identity
+                )
             )
 
 
@@ -162,7 +164,7 @@ class RegistrationServicer:
         return grpc.method_handlers_generic_handler(service, {name: method})
 
     async def _serve(self, context: Any, identity: SpiffeId) -> None:
-        caller = _Caller(context)
+        caller = _Caller(context, identity)
         key: _Key | None = None
         try:
             while (workload := await context.read()) is not grpc.aio.EOF:

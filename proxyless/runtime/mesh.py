@@ -257,7 +257,7 @@ class Mesh:
     @property
     def _servable(self) -> bool:
         """May be called, as far as this process knows by itself."""
-        return self.configured and not self._held and not self._lacks_identity()
+        return self.configured and not self._held and not self._identity_trouble()
 
     @property
     def draining(self) -> bool:
@@ -289,10 +289,8 @@ class Mesh:
         source = self.identity_source
         if source is not None and source.current is None:
             reasons.append(f"identity: {source.status or 'no SVID yet'}")
-        if self._lacks_identity():
-            reasons.append(
-                "identity: callers use mutual TLS and no Workload API is configured: set SPIFFE_ENDPOINT_SOCKET"
-            )
+        if trouble := self._identity_trouble():
+            reasons.append(f"identity: {trouble}")
         if (refusal := self._refused()) is not None:
             reasons.append(refusal)
         return [*reasons, *(f"{part}: {reason}" for part, reason in self._held.items())]
@@ -410,11 +408,21 @@ class Mesh:
             else:  # closed at the same moment
                 stop()
 
-    def _lacks_identity(self) -> bool:
-        """Registered, and without a certificate for callers, who use mutual TLS unless a label tells them not to."""
-        settings = self.settings
-        registers = settings.service and settings.xds and settings.labels.get(TLS_MODE_LABEL) != "disabled"
-        return bool(registers) and self.identity_source is None
+    def _identity_trouble(self) -> str:
+        """Why callers, who use mutual TLS unless a label tells them not to, would fail; empty when they would not."""
+        settings, source = self.settings, self.identity_source
+        if not settings.service or not settings.xds or settings.labels.get(TLS_MODE_LABEL) == "disabled":
+            return ""
+        if source is None:
+            return "callers use mutual TLS and no Workload API is configured: set SPIFFE_ENDPOINT_SOCKET"
+        announcement, current = self._announcement, source.current
+        known = "" if announcement is None else announcement.status.identity
+        if current is None or known in ("", str(current.svid.spiffe_id)):
+            return ""
+        return (
+            f"callers expect {known}, as which the control plane knows us, and our certificate says "
+            f"{current.svid.spiffe_id}: PROXYLESS_XDS and SPIFFE_ENDPOINT_SOCKET belong to different workloads"
+        )
 
     def _refused(self) -> str | None:
         announcement = self._announcement

@@ -24,6 +24,8 @@ __all__ = ["Readiness", "RegistrationStatus", "Workload", "WorkloadRegistration"
 
 log = logging.getLogger("proxyless.registration")
 
+MAX_IDENTITY = 2048  # SPIFFE-ID section 2.3
+
 
 class Readiness(IntEnum):
     """proxyless.registration.v1.Readiness."""
@@ -52,7 +54,7 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class RegistrationStatus:
     """State of the registration. `refusal` is the server's reason, empty when it did not refuse; `acknowledged`: it knows the
-    readiness."""
+    readiness; `identity`: whom it takes us for, empty when it has not said."""
 
     stream: StreamStatus
     service: str
@@ -60,6 +62,7 @@ class RegistrationStatus:
     readiness: Readiness
     acknowledged: bool
     refusal: str
+    identity: str
 
     def __str__(self) -> str:
         if self.refusal:
@@ -143,6 +146,7 @@ class WorkloadRegistration:
             talk.readiness,
             talk.acknowledged.is_set(),
             talk.refusal,
+            talk.identity,
         )
 
 
@@ -160,7 +164,7 @@ class _Conversation:
         self._unanswered = 0
         self.readiness = readiness
         self.registered = False
-        self.refusal = ""
+        self.refusal = self.identity = ""
         self.acknowledged = threading.Event()
 
     def change(self, readiness: Readiness) -> None:
@@ -177,6 +181,7 @@ class _Conversation:
 
     def received(self, raw: bytes) -> Iterable[bytes]:
         answer = _parse_answer(raw)
+        self.identity = answer.identity[:MAX_IDENTITY]
         if not answer.accepted:
             reason = answer.reason[:500] or "no reason given"
             if reason != self.refusal:

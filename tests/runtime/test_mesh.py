@@ -240,6 +240,19 @@ def test_who_is_registered_without_a_source_of_identity_is_not_offered_to_caller
                 assert plain.not_ready_reasons() == []
 
 
+def test_sockets_of_two_workloads_are_not_one_workload() -> None:
+    with LocalMesh(workloads=WORKLOADS) as local:
+        caller = local.mesh("billing")
+        own, other = local.settings("payments"), local.settings("billing")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            settings = replace(own, service="payments", port=server.getsockname()[1], spiffe_socket=other.spiffe_socket)
+            mixed = Mesh(settings)
+            with running(mixed):
+                eventually(lambda: "belong to different workloads" in "".join(mixed.not_ready_reasons()))
+                assert not mixed.announced
+                assert endpoints(caller, "payments") == []
+
+
 def test_a_right_that_is_taken_away_is_seen_where_readiness_is() -> None:
     with LocalMesh(workloads=WORKLOADS) as local, local.serve(lambda _: echo, "payments") as served:
         eventually(lambda: served.mesh.announced)
