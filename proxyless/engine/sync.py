@@ -70,7 +70,7 @@ class SyncExchange:
                 yield data
                 if self._number != connection.number:
                     raise EngineError("closed", "the response was closed before its end")
-        except EngineError:
+        except BaseException:
             self.close()
             raise
         self._engine.release(connection)

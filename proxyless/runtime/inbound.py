@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, unquote_to_bytes
 
 from proxyless.core.inbound import Admission, ConnectionInfo, admit, select_chain
 from proxyless.core.paths import is_plain, normalize_path
@@ -54,7 +55,8 @@ _HOST = re.compile(
 )  # RFC 3986 3.2.2, no user
 
 # The widest reading of a path that a framework behind us may route by: escaped slashes decoded, dot segments resolved, runs
-# of slashes merged.
+# of slashes merged. Frameworks decode all escapes before they route, so a path is also read in one common spelling.
+_UNESCAPED = "/:@!$&'()*+,;=-._~[]"  # what policies and callers write as it is; everything else has upper case escapes
 _WIDEST = PathNormalization(normalize=True, merge_slashes=True, escaped_slashes=EscapedSlashes.UNESCAPE_AND_FORWARD)
 
 
@@ -280,22 +282,23 @@ def malformed_path(request: Request) -> str:
 
 def _readings(request: Request, others: Sequence[Request]) -> Iterator[Request]:
     """Every other way in which this request might be read."""
-    widest = _widest(request.path)
-    if widest is not None:
-        yield reading(request, widest)
+    for path in _wider(request.path):
+        yield reading(request, path)
     for other in others:
         yield other
-        widest = _widest(other.path)
-        if widest is not None:
-            yield reading(other, widest)
+        for path in _wider(other.path):
+            yield reading(other, path)
 
 
-def _widest(path: str) -> str | None:
-    """The widest reading of `path` when it differs, else None."""
+def _wider(path: str) -> Iterator[str]:
+    """Other readings of `path` than itself: as `_WIDEST` says, of the path as it is and of the one spelling that all paths have
+    in common which a framework decodes to the same."""
     if "%" not in path and "//" not in path and "/." not in path and "\\" not in path:
-        return None
-    widest = normalize_path(path, _WIDEST)
-    return None if widest.path == path else widest.path
+        return
+    spellings = {path}
+    if "%" in path:
+        spellings.add(quote(unquote_to_bytes(path.encode("latin-1")), safe=_UNESCAPED))
+    yield from sorted({normalize_path(each, _WIDEST).path for each in spellings} - {path})
 
 
 def reading(request: Request, path: str, headers: RawHeaders | None = None) -> Request:

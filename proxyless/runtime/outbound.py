@@ -192,7 +192,8 @@ class OutboundExchange:
             async for chunk in response:
                 self.received += len(chunk)
                 yield chunk
-        except BaseException as error:
+        except BaseException as error:  # also when whoever iterates leaves early
+            response.close()
             self.body_ended(error)
             raise
         self.body_ended(None)
@@ -205,15 +206,15 @@ class OutboundExchange:
                 self.received += len(chunk)
                 yield chunk
         except BaseException as error:
+            response.close()
             self.body_ended(error)
             raise
         self.body_ended(None)
 
     def close(self) -> None:
         """The caller is done with the response; idempotent. A body that was not read to its end was not wanted."""
-        if not self._ended:
-            self.response.close()
-            self.body_ended(GeneratorExit())
+        self.response.close()  # whatever was recorded: the connection is given back once, by its own count
+        self.body_ended(GeneratorExit())
 
     def body_ended(self, error: BaseException | None) -> None:
         """The delivered body ended, or broke."""

@@ -124,6 +124,25 @@ def test_a_denied_path_is_denied_in_every_spelling(fixture, path):
     assert reached.scopes == []
 
 
+@pytest.mark.parametrize("byte", [byte for byte in range(0x21, 0x100) if byte not in b"#%/?\\\x7f"])
+def test_an_escaped_character_is_no_way_around_a_denial(fixture, byte):
+    """Frameworks decode every escape before they route; a policy names the character, or its escape where it needs one."""
+    plain = (
+        chr(byte) if chr(byte) in "!$&'()*+,-.0123456789:;=@_~[]" or chr(byte).isascii() and chr(byte).isalpha() else ""
+    )
+    named = plain or f"%{byte:02X}"
+    app, reached = judged(fixture, deny(policy("p", paths(f"/v1/a{named}b"))))
+    for spelling in {named, f"%{byte:02X}", f"%{byte:02x}"}:
+        assert call(app, http_scope(f"/v1/a{spelling}b"))[0] == 403, spelling
+    assert reached.scopes == []
+
+
+@pytest.mark.parametrize("path", ["/files/a%20b", "/caf%C3%A9", "/users/@me"])
+def test_what_is_allowed_as_callers_escape_it_is_allowed(fixture, path):
+    app, _ = judged(fixture, allow(policy("p", paths(path))))
+    assert call(app, http_scope(path))[0] == 200
+
+
 @pytest.mark.parametrize(
     "path", ["/admin%00", "/admin%0a", "/%0aadmin", "/admin%7f", "/admin#f", "admin", "http://other/admin"]
 )

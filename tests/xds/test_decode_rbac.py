@@ -166,6 +166,36 @@ def test_filters_keep_their_order_even_under_one_name() -> None:
     assert [rbac.action for _, rbac in proxy.rbac] == ["DENY", "ALLOW"]
 
 
+PER_ROUTE = {
+    "envoy.extensions.filters.http.rbac.v3.RBAC": (
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute", {"rbac": {"rules": {}}},
+    ),
+    "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication": (
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig", {"requirement_name": "r"},
+    ),
+    "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz": (
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute", {"check_settings": {}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PER_ROUTE)
+def test_a_disabled_filter_is_switched_on_by_a_route(kind: str) -> None:
+    per_route, config = PER_ROUTE[kind]
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "c"}}
+    filters = {"name": "f", "disabled": True, "typed_config": {"@type": TYPE + kind}}
+
+    def ask(**fields: Any) -> bool:
+        routes = {"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [{**route, **fields}]}]}
+        hcm = manager(filters, route_config=routes)
+        del hcm["typed_config"]["rds"]
+        chain = listener(chain_of(hcm)).filter_chains[0]
+        return admit(chain, Request("GET", "/", (), authority="a.test"), Peer()).allowed
+
+    assert ask()
+    assert not ask(typed_per_filter_config={"f": {"@type": TYPE + per_route, **config}})
+
+
 def test_a_disabled_filter_is_as_absent() -> None:
     assert allowed(chain_of(manager({**http_rbac(rules={}), "disabled": True})))
 

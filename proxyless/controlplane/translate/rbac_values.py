@@ -94,7 +94,9 @@ def principals(
             continue
         found = _principal_condition(context, condition.key)
         if found is None:
-            raise UnusableError(condition.key)
+            if not lenient:
+                raise UnusableError(condition.key)
+            continue
         values, others = condition.values, condition.not_values
         if condition.key == "source.principal":
             values, others = _resolve(context, values), _resolve(context, others)
@@ -217,8 +219,6 @@ def _envoy_metadata(key: str) -> _Field:
     """``experimental.envoy.filters.<filter>[<key>]``; a value in brackets asks for a member of a list."""
     name, _, rest = key.removeprefix("experimental.").partition("[")
     path = [{"key": part} for part in rest.removesuffix("]").split("][") if part]
-    if not path:
-        raise UnusableError(key)
 
     def one(value: str) -> Tree:
         if value.startswith("[") and value.endswith("]"):
@@ -226,6 +226,8 @@ def _envoy_metadata(key: str) -> _Field:
         return {"string_match": string_matcher(value)}
 
     def joined(values: Sequence[str]) -> Tree:
+        if not path:
+            raise UnusableError(f"{key} names no key in brackets")
         matchers = [one(value) for value in values]
         matcher: Tree = matchers[0] if len(matchers) == 1 else {"or_match": {"value_matchers": matchers}}
         return {"metadata": {"filter": name, "path": path, "value": matcher}}

@@ -179,7 +179,7 @@ def _paths(message: Any) -> PathNormalization:
 
 
 def _http_rbac(filters: Sequence[Any]) -> Iterator[NamedRbac]:
-    """What decides in an HTTP filter chain, in order. Disabled filters are as absent; Istio uses one name for several filters."""
+    """What decides in an HTTP filter chain, in order. Disabled filters do nothing unless a route has an entry for them; Istio uses one name for several filters."""
     if not filters:
         raise FieldError("http_filters", "needs at least the router")
     shadows: list[Rbac] = []
@@ -189,9 +189,11 @@ def _http_rbac(filters: Sequence[Any]) -> Iterator[NamedRbac]:
         last = index == len(filters) - 1
         if (found.kind == ROUTER) != last:
             raise FieldError(path, "the router is the last filter, and only it")
-        if message.disabled:
+        if message.disabled and found.kind in (HTTP_RBAC, JWT, EXT_AUTHZ):
+            yield found.name, Rbac(None)  # until a route switches it on
+        elif message.disabled:
             continue
-        if found.kind == HTTP_RBAC:
+        elif found.kind == HTTP_RBAC:
             rbac = at(f"{path}.typed_config", rbac_filter, found.config)
             shadows.append(rbac)
             yield found.name, rbac

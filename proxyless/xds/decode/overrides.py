@@ -1,6 +1,6 @@
 """`typed_per_filter_config` of route configurations, virtual hosts and routes: the most specific entry of a filter wins whole.
 
-Acted on: fault injection and RBAC. Other filters of Envoy are reported by `proxyless.xds.decode.unsupported`; a type that is
+Acted on: fault injection and RBAC; what asks for a token or for external authorization denies. Other filters of Envoy are reported by `proxyless.xds.decode.unsupported`; a type that is
 neither Envoy's nor Istio's is refused, unless it is marked optional.
 """
 
@@ -22,6 +22,10 @@ __all__ = ["FAULT", "Overrides", "overrides"]
 FAULT = "envoy.extensions.filters.http.fault.v3.HTTPFault"
 RBAC_PER_ROUTE = "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
 FILTER_CONFIG = "envoy.config.route.v3.FilterConfig"
+_UNENFORCED = {
+    "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig": "JWT authentication",
+    "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute": "external authorization",
+}
 _KNOWN_PREFIXES = ("envoy.extensions.filters.http.", "istio.", "io.istio.", "stats.")
 
 
@@ -46,6 +50,9 @@ def overrides(message: Any, inherited: Overrides) -> Overrides:
             fault = None if disabled else at(path, _fault, config)
         elif kind == RBAC_PER_ROUTE or (disabled and not kind and "rbac" in name):
             rbac[name] = None if disabled else at(path, _rbac_per_route, config)
+        elif kind in _UNENFORCED:
+            if not disabled and (config is None or not config.disabled):  # also where the filter itself is off until now
+                rbac[name] = Rbac.deny_all(f"{_UNENFORCED[kind]} is not supported")
         elif not kind.startswith(_KNOWN_PREFIXES) and not optional and not disabled:
             raise FieldError(path, f"no filter is known for type {kind!r}")
     return Overrides(fault, MappingProxyType(rbac))

@@ -259,6 +259,9 @@ def _check_condition(context: Context, path: str, condition: Condition, action: 
     elif key and key not in _PLAIN_KEYS and not _CLAIM_KEY.fullmatch(key) and not _FILTER_KEY.fullmatch(key):
         hint = "for example source.ip, request.headers[x-a], request.auth.claims[iss]"
         context.error(f"{path}.key", f"unknown key {key[:60]!r}", hint)
+    if _FILTER_KEY.fullmatch(key) and not key.endswith("]"):
+        reason = "names no key of the filter's metadata, so the condition is as if it were not there"
+        context.warn(f"{path}.key", reason, "write experimental.envoy.filters.<filter>[<key>]")
     if key.startswith("request.auth."):
         reason = "accepted, not acted on by proxyless"
         context.warn(f"{path}.key", reason, "tokens are not read: there is never a value", code="unsupported")
