@@ -67,10 +67,27 @@ class _Timed:
     expiry: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_expiry()
+        super().connection_lost(exc)  # type: ignore[misc]  # the other base class has it, as the next
+
+    def handle_websocket_upgrade(self, *event: Any) -> None:
+        """Another protocol takes our place: it hears of the connection's end."""
+        super().handle_websocket_upgrade(*event)  # type: ignore[misc]
+        successor = self.transport.get_protocol()  # type: ignore[attr-defined]
+        if successor is None or successor is self:
+            return
+        lost = successor.connection_lost
+
+        def connection_lost(exc: Exception | None) -> None:
+            self._forget_expiry()
+            lost(exc)
+
+        successor.connection_lost = connection_lost
+
+    def _forget_expiry(self) -> None:
         if self.expiry is not None:
             self.expiry.cancel()
             self.expiry = None
-        super().connection_lost(exc)  # type: ignore[misc]  # the other base class has it
 
 
 class _HttpTools(_Timed, BoundedHead, HttpToolsProtocol):
@@ -300,4 +317,6 @@ class MeshProtocol(MeshHttpToolsProtocol):
 
 def _expire(transport: asyncio.Transport) -> None:
     """A certificate of this connection has ended: idle connections close, busy ones after their response (rule M-32)."""
-    cast("Any", transport.get_protocol()).shutdown()
+    protocol = transport.get_protocol()
+    if protocol is not None and not transport.is_closing():
+        cast("Any", protocol).shutdown()

@@ -70,7 +70,7 @@ class SyncExchange:
                 yield data
                 if self._number != connection.number:
                     raise EngineError("closed", "the response was closed before its end")
-        except BaseException:
+        except EngineError:  # who stops iterating may go on later
             self.close()
             raise
         self._engine.release(connection)

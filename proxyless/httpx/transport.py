@@ -129,13 +129,12 @@ class AsyncMeshTransport(_Base, httpx.AsyncBaseTransport):
         return response_of(action, exchange, library, self._failures, library.AsyncStream)
 
     async def aclose(self) -> None:
-        """Close the connections of this loop, and those of loops that are over."""
+        """Close the connections of this loop, and those of loops that are over. Other loops close their own."""
         loop = asyncio.get_running_loop()
         with self._lock:
             mine = self._loops.pop(loop, None)
-            others = list(self._loops.values())
-            self._loops.clear()
-        for other in others:
+            over = [self._loops.pop(each) for each in list(self._loops) if each.is_closed()]
+        for other in over:
             _close_elsewhere(other)
         if mine is not None:
             await mine.engine.aclose()

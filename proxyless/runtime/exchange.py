@@ -22,7 +22,7 @@ __all__ = ["InboundExchange"]
 
 log = logging.getLogger("proxyless.inbound")
 
-FOREVER = float("inf")
+BODILESS = frozenset((204, 304))  # no Content-Length, RFC 9110 section 8.6
 
 RawHeader = tuple[bytes, bytes]
 
@@ -133,7 +133,9 @@ class InboundExchange:
     def refusal_headers(self) -> list[RawHeader]:
         """Headers of a refusal. What cannot be served on this connection at all closes it."""
         admission = self.admission
-        headers = [(b"content-length", b"%d" % len(admission.body)), *admission.headers]
+        headers = [*admission.headers]
+        if admission.status not in BODILESS:
+            headers.insert(0, (b"content-length", b"%d" % len(admission.body)))
         if admission.body:
             headers.append((b"content-type", b"text/plain"))
         if admission.details == "filter_chain_not_found" or admission.status == 400:

@@ -128,7 +128,9 @@ def test_a_denied_path_is_denied_in_every_spelling(fixture, path):
 def test_an_escaped_character_is_no_way_around_a_denial(fixture, byte):
     """Frameworks decode every escape before they route; a policy names the character, or its escape where it needs one."""
     plain = (
-        chr(byte) if chr(byte) in "!$&'()*+,-.0123456789:;=@_~[]" or chr(byte).isascii() and chr(byte).isalpha() else ""
+        chr(byte)
+        if chr(byte) in "!$&'()*+,-.0123456789:;=@_~[]" or (chr(byte).isascii() and chr(byte).isalpha())
+        else ""
     )
     named = plain or f"%{byte:02X}"
     app, reached = judged(fixture, deny(policy("p", paths(f"/v1/a{named}b"))))

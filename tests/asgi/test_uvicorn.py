@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
 import socket
 import ssl
+from typing import Any
 
 import httpx
 import pytest
@@ -364,3 +366,30 @@ def test_a_server_on_its_way_out_ends_connections_with_their_next_response(serve
         assert ask(sock, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
         assert sock.recv(1) == b""
     assert get(port, "/", world.client("billing"))[0] == 200
+
+
+def test_a_websocket_that_is_over_leaves_no_timer(world):
+    from websockets.sync.client import connect
+
+    from proxyless import uvicorn
+
+    fixture = Fixture(world)
+    fixture.configure("STRICT")
+    loops: set[Any] = set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        loops.add(asyncio.get_running_loop())
+        await echo(scope, receive, send)
+
+    def timers() -> int:
+        (loop,) = loops
+        return sum(not each.cancelled() and each._callback is uvicorn._expire for each in list(loop._scheduled))
+
+    for protocol in (MeshHttpToolsProtocol, MeshH11Protocol):
+        with Server(MeshMiddleware(app, mesh=fixture.mesh), protocol) as server:
+            for _ in range(3):
+                url, context = f"wss://127.0.0.1:{server.port}/", world.client("billing")
+                with connect(url, ssl=context, server_hostname="app") as socket_:
+                    assert json.loads(socket_.recv())["peer"] == identity("billing")
+            eventually(lambda: timers() == 0)
+            loops.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import threading
@@ -396,3 +397,68 @@ def test_a_transport_that_is_dropped_without_aclose_ends_its_connections(run: Ca
                 await asyncio.sleep(0.002)
 
         run(go())
+
+
+# ------------------------------------------------------------------------------------------------------- bodies left early
+
+ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
+
+
+def test_a_body_that_is_left_early_gives_its_connection_back() -> None:
+    with Server(replies(ENDLESS)) as server:
+        given = mesh(snapshot([forward("c")], cluster("c", [server.address])))
+        with httpx.Client(transport=MeshTransport(given)) as client:
+            for _ in range(3):
+                with client.stream("GET", URL) as response:
+                    for _ in response.iter_bytes():
+                        break
+                assert given.learned.cluster("c").connections == 0
+            with contextlib.suppress(ZeroDivisionError), client.stream("GET", URL) as response:
+                for _ in response.iter_raw():
+                    raise ZeroDivisionError
+            assert given.learned.cluster("c").connections == 0
+
+
+def test_a_body_that_is_left_early_gives_its_connection_back_in_a_loop(run: Callable[[Any], Any]) -> None:
+    with Server(replies(ENDLESS)) as server:
+        given = mesh(snapshot([forward("c")], cluster("c", [server.address])))
+
+        async def go() -> None:
+            async with httpx.AsyncClient(transport=AsyncMeshTransport(given)) as client:
+                for _ in range(3):
+                    async with (
+                        client.stream("GET", URL) as response,
+                        contextlib.aclosing(response.aiter_bytes()) as chunks,
+                    ):
+                        async for _ in chunks:
+                            break
+                    assert given.learned.cluster("c").connections == 0
+
+        run(go())
+
+
+def test_a_client_that_closes_in_one_loop_ends_nothing_in_another() -> None:
+    with Server(replies(ENDLESS)) as server:
+        given = mesh(snapshot([forward("c")], cluster("c", [server.address])))
+        transport = AsyncMeshTransport(given)
+        reading, closed = threading.Event(), threading.Event()
+        ended: list[BaseException] = []
+
+        async def read() -> None:
+            response = await transport.handle_async_request(httpx.Request("GET", URL))
+            chunks = aiter(response.stream)
+            await anext(chunks)
+            reading.set()
+            await asyncio.to_thread(closed.wait, 10)
+            try:
+                await asyncio.wait_for(anext(chunks), 0.1)
+            except BaseException as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=asyncio.run, args=(read(),))
+        thread.start()
+        assert reading.wait(10)
+        asyncio.run(transport.aclose())
+        closed.set()
+        thread.join(10)
+        assert [type(error) for error in ended] == [TimeoutError], "still waiting for more, not cut off"

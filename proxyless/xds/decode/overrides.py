@@ -51,7 +51,9 @@ def overrides(message: Any, inherited: Overrides) -> Overrides:
         elif kind == RBAC_PER_ROUTE or (disabled and not kind and "rbac" in name):
             rbac[name] = None if disabled else at(path, _rbac_per_route, config)
         elif kind in _UNENFORCED:
-            if not disabled and (config is None or not config.disabled):  # also where the filter itself is off until now
+            if not disabled and (
+                config is None or not config.disabled
+            ):  # also where the filter itself is off until now
                 rbac[name] = Rbac.deny_all(f"{_UNENFORCED[kind]} is not supported")
         elif not kind.startswith(_KNOWN_PREFIXES) and not optional and not disabled:
             raise FieldError(path, f"no filter is known for type {kind!r}")
