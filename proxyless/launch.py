@@ -176,6 +176,7 @@ class _Served:
                 if mesh is None:
                     log.warning("the application has no MeshMiddleware; policy is enforced all the same")
                     mesh = scope["state"][STATE] = serving_mesh()
+                    mesh.serve()
                     mesh.start()
                     ours.append(mesh)
                 drain_on_sigterm(mesh)

@@ -87,7 +87,7 @@ class Mesh:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._started = self._draining = False
+        self._started = self._draining = self._serving = False
         self._serial = ""
         self._generations = 0  # used up by earlier runs
         self._unsubscribe: Callable[[], None] | None = None
@@ -172,11 +172,23 @@ class Mesh:
         if announcement is not None:
             announcement.drain(DRAIN_TIMEOUT)
 
-    def listening_on(self, port: int) -> None:
-        """Tell the port once a server knows it; no effect when the settings have one."""
-        if self.settings.port or not port:
+    def serve(self) -> None:
+        """This process takes requests, so it is the one to register: not every process of the same environment is. Idempotent;
+        servers and middlewares call it."""
+        if self._serving:
             return
         with self._lock:
+            self._serving = True
+            if self._started:
+                self._announce()
+
+    def listening_on(self, port: int) -> None:
+        """A server tells its port once it knows it; the one of the settings counts if they have one."""
+        if self.settings.port or not port:
+            self.serve()
+            return
+        with self._lock:
+            self._serving = True
             self.settings = self.settings.with_port(port)
             if self._started:
                 self._announce()
@@ -343,7 +355,7 @@ class Mesh:
 
     def _announce(self) -> None:
         settings = self.settings
-        if not settings.service or not settings.xds or self._announcement is not None:
+        if not self._serving or not settings.service or not settings.xds or self._announcement is not None:
             return
         if not settings.port:
             log.warning("%s is not registered yet: its port is not known (set PROXYLESS_PORT)", settings.service)
@@ -411,7 +423,7 @@ class Mesh:
     def _identity_trouble(self) -> str:
         """Why callers, who use mutual TLS unless a label tells them not to, would fail; empty when they would not."""
         settings, source = self.settings, self.identity_source
-        if not settings.service or not settings.xds or settings.labels.get(TLS_MODE_LABEL) == "disabled":
+        if not self._serving or not settings.service or not settings.xds or settings.labels.get(TLS_MODE_LABEL) == "disabled":
             return ""
         if source is None:
             return "callers use mutual TLS and no Workload API is configured: set SPIFFE_ENDPOINT_SOCKET"

@@ -28,8 +28,11 @@ WORKLOADS = {"billing": ["billing"], "payments": ["payments"]}
 
 @contextlib.contextmanager
 def running(*meshes: Mesh) -> Iterator[None]:
+    """Those with a service stand for processes that serve."""
     try:
         for mesh in meshes:
+            if mesh.settings.service:
+                mesh.serve()
             mesh.start()
         yield
     finally:
@@ -170,6 +173,7 @@ def test_nobody_is_an_endpoint_before_it_listens() -> None:
     with LocalMesh(workloads=WORKLOADS) as local:
         caller = local.mesh("billing")
         with_port = local.mesh("payments", service="payments", port=1)  # nobody listens there
+        with_port.serve()
         eventually(lambda: with_port._announcement and with_port._announcement.status.registered)
         assert with_port.ready
         assert not with_port.announced
@@ -213,11 +217,25 @@ def test_a_workload_without_identity_is_not_offered_to_callers() -> None:
 def test_a_refused_registration_is_seen_where_readiness_is() -> None:
     with LocalMesh(workloads=WORKLOADS) as local:
         impostor = local.mesh("billing", service="payments", port=9)
+        impostor.serve()
         eventually(lambda: not impostor.ready)
         (reason,) = impostor.not_ready_reasons()
         assert reason.startswith("registration as payments refused: the operator's list")
         assert "spiffe://cluster.local/ns/default/sa/billing" in reason
         assert endpoints(local.mesh("payments"), "payments") == []
+
+
+def test_a_process_that_only_calls_is_no_endpoint_though_its_environment_names_one() -> None:
+    """A job or a child process beside the server: it would keep the endpoint alive when the server drains or dies."""
+    with LocalMesh(workloads=WORKLOADS) as local, local.serve(lambda _: echo, "payments") as served:
+        caller = local.mesh("billing")
+        beside = local.mesh("payments", service="payments", port=served.port)
+        assert endpoints(caller, "payments") == [served.port]
+        assert ask(beside).status_code == 200
+        assert len(local.control_plane.status["workloads"]) == 1
+        assert beside._announcement is None
+        served.mesh.drain()
+        eventually(lambda: endpoints(caller, "payments") == [])
 
 
 def test_who_is_registered_without_a_source_of_identity_is_not_offered_to_callers() -> None:
