@@ -189,7 +189,10 @@ def _paths(environ: Environ) -> tuple[str, tuple[str, ...]]:
         return escaped, ()
     raw = target.partition("?")[0]
     if not raw.startswith("/") and "://" in raw:
-        raw = urlsplit(raw).path or "/"
+        try:
+            raw = urlsplit(raw).path or "/"
+        except ValueError:
+            return raw, ()  # not in origin form, which is 400
     if unquote_to_bytes(raw) == routed:
         return raw, ()
     return raw, (escaped,)

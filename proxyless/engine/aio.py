@@ -252,10 +252,12 @@ class AsyncEngine:
         if snapshot is not None and snapshot is not self._seen_snapshot:
             self._seen_snapshot = snapshot
             registry.prune(snapshot)
-        registry.sweep(self._clock(), self._wall())
-        self._close_doomed()
-        busy = any(pool.connections for pool in registry)
-        self._sweeper = self.loop.call_later(self._sweep_interval, self._sweep) if busy else None
+        try:
+            registry.sweep(self._clock(), self._wall())
+            self._close_doomed()
+        finally:  # whatever one sweep meets, there is a next one
+            busy = any(pool.connections for pool in registry)
+            self._sweeper = self.loop.call_later(self._sweep_interval, self._sweep) if busy else None
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         """A generator that is suspended when the loop shuts down is closed by it while the loop still runs

@@ -30,6 +30,7 @@ class ClientContexts(Protocol):
         ...
 
     def client(self, tls: UpstreamTls) -> ssl.SSLContext: ...
+    def is_current(self, tls: UpstreamTls, context: ssl.SSLContext) -> bool: ...
 
 
 C = TypeVar("C", bound=Pooled)
@@ -169,7 +170,7 @@ class Registry(Generic[C]):
         if pool.tls is None or self._contexts is None:
             return False
         try:
-            return self._contexts.client(pool.tls) is not pool.context
+            return pool.context is None or not self._contexts.is_current(pool.tls, pool.context)
         except (IdentityError, OSError):
             return False  # what was loaded stays in use while it is valid
 

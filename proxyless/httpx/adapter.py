@@ -78,6 +78,9 @@ class LazyContexts:
     def client(self, tls: UpstreamTls) -> ssl.SSLContext:
         return self._mesh.contexts.client(tls)
 
+    def is_current(self, tls: UpstreamTls, context: ssl.SSLContext) -> bool:
+        return self._mesh.contexts.is_current(tls, context)
+
 
 def core_request(request: Any, *, replayable: bool) -> Request:
     """`httpx.Request` -> ours. Bytes stay as they are; Host decides the authority, the URL the destination."""

@@ -125,6 +125,7 @@ class _MeshContext(ssl.SSLContext):
     sslsocket_class = _MeshSocket
     judge: Callable[[Any], VerifiedPeer | None] | None = None
     own_not_after: float = FOREVER
+    stamp: _Stamp = (0, ())  # of what it was made from
 
 
 class RotatingServerContext(ssl.SSLContext):
@@ -188,6 +189,14 @@ class TlsContexts:
         """
         return self._context(tls)
 
+    def is_current(self, tls: UpstreamTls, context: ssl.SSLContext) -> bool:
+        """Whether `context`, of `client`, would be made from the same today. Makes nothing.
+
+        Raises:
+            NoIdentityError, OSError: as for `client`.
+        """
+        return isinstance(context, _MeshContext) and context.stamp == self._stamp(tls)[0]
+
     def server(self, tls: DownstreamTls) -> ssl.SSLContext:
         """For one connection of a listener. A listener that lives longer takes `rotating_server`.
 
@@ -201,6 +210,22 @@ class TlsContexts:
         return RotatingServerContext(lambda: self.server(provide()))
 
     def _context(self, tls: UpstreamTls | DownstreamTls) -> _MeshContext:
+        stamp, snapshot = self._stamp(tls)
+        made = self._made.get(tls)
+        if made is not None and made[0] == stamp:
+            return made[1]
+        context = self._build(tls, snapshot)
+        # Contexts of earlier generations go at once: they hold keys and anchors that no longer count.
+        kept = {key: value for key, value in self._made.items() if value[0][0] in (0, stamp[0])}
+        if len(kept) >= MAX_CONTEXTS:
+            del kept[next(iter(kept))]
+        context.stamp = stamp
+        kept[tls] = (stamp, context)
+        self._made = kept  # in one piece: a dictionary that other threads look at never changes
+        return context
+
+    def _stamp(self, tls: UpstreamTls | DownstreamTls) -> tuple[_Stamp, IdentitySnapshot | None]:
+        """What a context for `tls` is made from."""
         snapshot = None
         if TlsMaterial.UNKNOWN in (tls.certificate, tls.validation):
             secret = tls.certificate_file or tls.ca_file
@@ -209,18 +234,7 @@ class TlsContexts:
             snapshot = self._source.current
             if snapshot is None:
                 raise NoIdentityError(self._source.status or "there is no identity")
-        stamp = (0 if snapshot is None else snapshot.generation, _file_stamps(tls))
-        made = self._made.get(tls)
-        if made is not None and made[0] == stamp:
-            return made[1]
-        context = self._build(tls, snapshot)
-        # Contexts of earlier generations go at once: they hold keys and anchors that no longer count.
-        kept = {key: value for key, value in self._made.items() if value[0][0] in (0, stamp[0])}
-        if len(kept) >= MAX_CONTEXTS:
-            kept.clear()
-        kept[tls] = (stamp, context)
-        self._made = kept  # in one piece: a dictionary that other threads look at never changes
-        return context
+        return (0 if snapshot is None else snapshot.generation, _file_stamps(tls)), snapshot
 
     def _build(self, tls: UpstreamTls | DownstreamTls, snapshot: IdentitySnapshot | None) -> _MeshContext:
         if isinstance(tls, UpstreamTls):

@@ -14,6 +14,8 @@ saturated event loop still answers its probes.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -175,11 +177,16 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.admin = admin
         self._open: dict[Any, None] = {}  # connections, the oldest first
         self._opening = threading.Lock()
-        self._unix = ""
+        self._unix, self._lock = "", -1
         if isinstance(target, str):
             self.address_family = socket.AF_UNIX
             self.allow_reuse_address = False
-            _remove_stale(target)
+            self._lock = _lock(target)
+            try:
+                _remove_stale(target)
+            except BaseException:
+                os.close(self._lock)
+                raise
         elif ":" in target[0]:
             self.address_family = socket.AF_INET6
         super().__init__(target, _Handler)  # type: ignore[arg-type]  # a path is an address of AF_UNIX
@@ -191,6 +198,10 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().server_close()
         if self._unix:
             Path(self._unix).unlink(missing_ok=True)
+        if self._lock >= 0:
+            Path(f"{self.server_address}.lock").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = -1
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Beyond the bound the oldest connection makes room: probes are answered at once, so it is one that says nothing."""
@@ -217,9 +228,29 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return self.address_family != socket.AF_UNIX and self.server_address[0] in _LOOPBACK
 
 
+def _lock(path: str) -> int:
+    """The right to remove and to make the socket at `path`, held as long as it is ours: between bind and listen a socket looks
+    as stale as one whose owner has died.
+
+    Raises:
+        OSError: another process has it.
+    """
+    name = f"{path}.lock"
+    lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_ino != Path(name).stat().st_ino:  # its owner was just leaving
+            raise FileNotFoundError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    except OSError as error:
+        os.close(lock)
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
+    return lock
+
+
 def _remove_stale(path: str) -> None:
     """Remove a socket that nobody listens on any more."""
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
         try:
             probe.connect(path)
         except ConnectionRefusedError:

@@ -411,9 +411,8 @@ class Mesh:
             announcement.reconnect()
 
     def _open_latch(self) -> None:
-        if not self._latch.is_open and self.configured:
+        if not self._latch.is_open and self.configured and self._latch.open():
             log.info("configuration and identity are there after %.3f s", time.monotonic() - _LOADED)
-            self._latch.open()
             stop = give_back_start()
             if self._started:
                 self._giving_back = stop
@@ -423,7 +422,12 @@ class Mesh:
     def _identity_trouble(self) -> str:
         """Why callers, who use mutual TLS unless a label tells them not to, would fail; empty when they would not."""
         settings, source = self.settings, self.identity_source
-        if not self._serving or not settings.service or not settings.xds or settings.labels.get(TLS_MODE_LABEL) == "disabled":
+        if (
+            not self._serving
+            or not settings.service
+            or not settings.xds
+            or settings.labels.get(TLS_MODE_LABEL) == "disabled"
+        ):
             return ""
         if source is None:
             return "callers use mutual TLS and no Workload API is configured: set SPIFFE_ENDPOINT_SOCKET"

@@ -21,14 +21,16 @@ class Latch:
     def is_open(self) -> bool:
         return self._event.is_set()
 
-    def open(self) -> None:
-        """Let everybody through, now and later."""
+    def open(self) -> bool:
+        """Let everybody through, now and later; whether that is new."""
         with self._lock:
+            new = not self._event.is_set()
             self._event.set()
             waiters, self._waiters = self._waiters, []
         for loop, future in waiters:
             with contextlib.suppress(RuntimeError):  # a loop that was closed meanwhile waits for nothing
                 loop.call_soon_threadsafe(_finish, future)
+        return new
 
     def wait(self, timeout: float) -> bool:
         """Block at most `timeout` seconds; False when still closed."""

@@ -152,7 +152,31 @@ def test_a_unix_socket_is_private_and_replaces_a_stale_one(fixture, tmp_path):
         assert path.stat().st_mode & 0o777 == 0o600
     finally:
         listener.close()
-    assert not path.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_socket_that_a_sibling_is_just_making_is_not_taken_for_a_stale_one(fixture, tmp_path):
+    """Between bind and listen a connection is refused, as by a socket whose owner has died."""
+    path = tmp_path / "admin.sock"
+    code = (
+        "import socket, sys; from proxyless.runtime.admin import _lock; _lock(sys.argv[1])\n"
+        "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); print('bound', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as sibling:
+        assert sibling.stdout is not None
+        assert sibling.stdout.readline() == b"bound\n"
+        listener = AdminListener(fixture.mesh, f"unix:{path}")
+        listener.start()
+        try:
+            assert listener.address == ""
+            assert path.exists()
+            sibling.kill()
+            sibling.wait()
+            eventually(lambda: listener.address)
+            assert ask(f"unix:{path}", "/healthz")[0] == 200
+        finally:
+            listener.close()
 
 
 @pytest.mark.parametrize("address", ["15021", "localhost", "127.0.0.1:99999", "127.0.0.1:x"])
