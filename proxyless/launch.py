@@ -28,7 +28,7 @@ from uvicorn.supervisors import ChangeReload, Multiprocess
 from proxyless.asgi import STATE, ASGIApp, Lifespan, Message, Receive, Scope, Send
 from proxyless.errors import SettingsError
 from proxyless.runtime.drain import drain_on_sigterm
-from proxyless.runtime.inbound import MeshLike, serving_mesh
+from proxyless.runtime.inbound import InboundGate, MeshLike, gate_of, serving_mesh
 from proxyless.runtime.memory import few_arenas
 from proxyless.settings import Settings
 
@@ -169,6 +169,7 @@ class _Served:
             await self.app(scope, receive, send)
             return
         ours: list[MeshLike] = []
+        gates: list[InboundGate] = []  # one for the life of the application, not one for each connection
 
         async def started(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
@@ -179,6 +180,7 @@ class _Served:
                     mesh.serve()
                     mesh.start()
                     ours.append(mesh)
+                gates.append(gate_of(mesh))
                 drain_on_sigterm(mesh)
             await send(message)
 

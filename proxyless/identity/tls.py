@@ -313,16 +313,39 @@ def _mesh_judge(
 
 
 def _names_judge(matchers: Sequence[StringMatcher]) -> Callable[[Any], VerifiedPeer | None]:
-    """Envoy's `match_typed_subject_alt_names` for peers outside the mesh, whose path OpenSSL has verified."""
+    """Envoy's `match_subject_alt_names` for peers outside the mesh, whose path OpenSSL has verified: one name of any kind fits. A
+    DNS name of the certificate may have a wildcard for an exact one that is expected (Envoy `Utility::dnsNameMatch`)."""
+    exact = [matcher.value for matcher in matchers if matcher.kind == "exact"]
 
     def judge(connection: Any) -> VerifiedPeer | None:
         certificate = connection.getpeercert() or {}
-        names = [value for kind, value in certificate.get("subjectAltName", ()) if isinstance(value, str)]
-        if not _any_matches(matchers, names):
+        names = [(kind, value) for kind, value in certificate.get("subjectAltName", ()) if isinstance(value, str)]
+        if not _any_matches(matchers, [value for _, value in names]) and not any(
+            kind == "DNS" and covers(value, expected) for kind, value in names for expected in exact
+        ):
             raise PeerRefusedError("authorize", "the peer is not one of those expected here")
         return None
 
     return judge
+
+
+def covers(pattern: str, name: str) -> bool:
+    """Whether a DNS name of a certificate stands for `name`: one wildcard, in the leftmost label, for part of one label
+    (RFC 6125 6.4.3; not a part of an A-label)."""
+    label, _, rest = pattern.lower().partition(".")
+    wanted, _, parent = name.lower().partition(".")
+    before, star, after = label.partition("*")
+    if not star:
+        return pattern.lower() == name.lower()
+    return (
+        bool(rest)
+        and rest == parent
+        and "*" not in after + rest
+        and len(wanted) > len(before + after)
+        and wanted.startswith(before)
+        and wanted.endswith(after)
+        and (label == "*" or not wanted.startswith("xn--"))
+    )
 
 
 def _any_matches(matchers: Sequence[StringMatcher], names: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from proxyless.identity.bundle import TrustBundle
 from proxyless.identity.certificates import pem
 from proxyless.identity.keyfile import load_svid
 from proxyless.identity.source import StaticSource
-from proxyless.identity.tls import PeerRefusedError, RotatingServerContext, TlsContexts
+from proxyless.identity.tls import PeerRefusedError, RotatingServerContext, TlsContexts, covers
 
 from .conversation import STYLES, talk
 from .helpers import Issued, root
@@ -382,6 +382,49 @@ def test_names_that_the_configuration_expects_take_the_place_of_the_host_name(tm
     ours, theirs = talk("blocking", website(), wrong, name="shop.test")
     assert isinstance(ours.error, PeerRefusedError)
     assert theirs.received == b""
+
+
+def test_a_wildcard_of_the_certificate_stands_for_an_expected_name(tmp_path: Path) -> None:
+    context = outsider(A.issue(dns=["*.shop.test"]), server=True)
+    context.verify_mode = ssl.CERT_NONE
+    made = TlsContexts(StaticSource())
+    for name, fits in (("api.shop.test", True), ("shop.test", False), ("a.b.shop.test", False)):
+        client = made.client(outside(tmp_path, san_matchers=(StringMatcher("exact", name),)))
+        ours, _ = talk("blocking", context, client, name="other.test")
+        assert (ours.error is None) is fits, name
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("a.test", "A.TEST", True),
+        ("*.test", "a.test", True),
+        ("*.test", ".test", False),
+        ("*", "a", False),
+        ("*.*.test", "a.b.test", False),
+        ("a.*.test", "a.b.test", False),
+        ("api-*.test", "api-1.test", True),
+        ("api-*.test", "api-.test", False),
+        ("*1.test", "xn--a1.test", False),
+        ("*.test", "xn--a1.test", True),
+    ],
+)
+def test_what_a_dns_name_of_a_certificate_stands_for(pattern: str, name: str, fits: bool) -> None:
+    assert covers(pattern, name) is fits
+
+
+def test_whether_a_context_is_current_is_found_out_without_making_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxyless.identity.tls.MAX_CONTEXTS", 3)
+    source = StaticSource(A.svid(CLIENT), BUNDLES)
+    made = TlsContexts(source)
+    rules = [UpstreamTls(sni=f"{number}.test") for number in range(5)]
+    contexts = [made.client(rule) for rule in rules]
+    assert len(made._made) == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(TlsContexts, "_build", None)
+        assert all(made.is_current(rule, context) for rule, context in zip(rules, contexts, strict=True))
+        source.replace(A.svid(CLIENT), BUNDLES)
+        assert not any(made.is_current(rule, context) for rule, context in zip(rules, contexts, strict=True))
 
 
 @pytest.mark.parametrize("validation", [TlsMaterial.SYSTEM, TlsMaterial.NONE])
