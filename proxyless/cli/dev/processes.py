@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -37,16 +38,25 @@ class ProcessFailedError(ProxylessError):
 
 
 def free_port(preferred: int = 0) -> int:
-    """A TCP port of the loopback interface that nobody uses now; the preferred one if it is free."""
-    for port in (preferred, 0):
+    """A TCP port of the loopback interface that nobody uses now; the preferred one if it is free. None twice, and none of those
+    (from 32768 on) that the kernel gives to whoever connects before our process listens."""
+    candidates = [preferred] if preferred else []
+    candidates += random.sample(range(20_000, 32_000), 100)
+    for port in candidates:
+        if port in _GIVEN:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+        _GIVEN.add(port)
+        return port
     raise ProcessFailedError("no free port on 127.0.0.1")
+
+
+_GIVEN: set[int] = set()
 
 
 class Child:
