@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.asgi.helpers import World, ask, client_context, eventually, get, identity, raw
+from tests.interop.helpers import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,10 +33,7 @@ class Gunicorn:
         self.world, self._app, self._arguments, self._env = world, app, arguments, env
         self.material = directory / "material.json"
         self.log = directory / "log"
-        with socket.socket() as probe, socket.socket() as other:
-            probe.bind(("127.0.0.1", 0))
-            other.bind(("127.0.0.1", 0))
-            self.port, self.admin = probe.getsockname()[1], other.getsockname()[1]
+        self.port, self.admin = free_port(), free_port()
         self.write()
 
     def write(self, mode: str = "PERMISSIVE", *denied: str, account: str = "payments", **options: Any) -> None:
