@@ -210,6 +210,7 @@ def main() -> int:
     ):
         port = listener.getsockname()[1]
         served = local.mesh("echo", service="echo", port=port)
+        served.serve()  # there is no server here that would say so
         caller = local.mesh("caller")
         _wait_until(lambda: caller.snapshot is not None and _has_endpoint(caller.snapshot))
         assert served.snapshot is not None
