@@ -5,8 +5,9 @@ A gRPC request gets HTTP 200 with `grpc-status` and `grpc-message`; everybody el
 
 from __future__ import annotations
 
-__all__ = ["grpc_to_http_status", "http_to_grpc_status", "local_reply_parts", "parse_grpc_status"]
+__all__ = ["BODILESS", "grpc_to_http_status", "http_to_grpc_status", "local_reply_parts", "parse_grpc_status"]
 
+BODILESS = frozenset((204, 304))  # no Content-Length, RFC 9110 section 8.6
 _GRPC_OF_HTTP = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14}
 _HTTP_OF_GRPC = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
 _UNKNOWN = 2

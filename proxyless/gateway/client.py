@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from email.utils import formatdate
 from typing import Any
 
+from proxyless.core.replies import BODILESS
 from proxyless.core.request import Address
 from proxyless.gateway.headers import Headers
 from proxyless.gateway.protocol import CUT
@@ -19,7 +20,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 REPLAYABLE = 64 * 1024  # a body up to this size is held, so that it can be sent again
-_BODILESS = frozenset((204, 304))
 
 
 class ClientGoneError(Exception):
@@ -98,7 +98,7 @@ class Client:
         names = {name.lower() for name, _ in headers}
         if b"date" not in names:
             headers = [*headers, (b"date", formatdate(usegmt=True).encode())]
-        if status in _BODILESS:
+        if status in BODILESS:
             body = b""
         elif b"content-length" not in names:
             headers = [*headers, (b"content-length", b"%d" % len(body))]

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from proxyless.core.actions import Action, Deliver, Fail, Reply
+from proxyless.core.replies import BODILESS
 from proxyless.core.request import Address, Request
 from proxyless.engine.timeouts import UNLIMITED, Timeouts
 from proxyless.errors import NoIdentityError, NotReadyError, RequestError, UpstreamTimeoutError
@@ -36,7 +37,6 @@ __all__ = [
 
 Failures = Literal["raise", "respond"]
 EXTENSION = "proxyless"
-_BODILESS = frozenset((204, 304))  # no Content-Length, RFC 9110 section 8.6
 
 
 class MeshLike(Protocol):
@@ -157,7 +157,7 @@ def response_of(action: Action, exchange: OutboundExchange, library: Library, fa
     if type(action) is not Reply:
         raise TypeError(f"not the end of a call: {action!r}")
     headers = action.headers
-    if action.status not in _BODILESS:
+    if action.status not in BODILESS:
         headers = [*headers, (b"content-length", b"%d" % len(action.body))]
     body = action.body if exchange.request.method != "HEAD" else b""  # RFC 9110 section 9.3.2: the headers are a GET's
     return library.Response(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from proxyless.core.replies import parse_grpc_status
+from proxyless.core.replies import BODILESS, parse_grpc_status
 from proxyless.telemetry import access_log, families
 from proxyless.telemetry.spans import hook
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["InboundExchange"]
 
 log = logging.getLogger("proxyless.inbound")
-
-BODILESS = frozenset((204, 304))  # no Content-Length, RFC 9110 section 8.6
 
 RawHeader = tuple[bytes, bytes]
 
