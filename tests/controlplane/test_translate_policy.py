@@ -183,3 +183,13 @@ spec: {targetRefs: [{kind: Service, name: web}], rules: [{}]}
 )
 def test_principals_hold_under_every_name_of_the_trust_domain(principal: str, expanded: list[str]) -> None:
     assert expand_trust_domains(principal, ("new", "old")) == expanded
+
+
+@pytest.mark.parametrize(("action", "kept"), [("DENY", 1), ("ALLOW", 0)])
+def test_a_condition_that_cannot_be_evaluated_never_lets_more_through(action: str, kept: int) -> None:
+    """DENY loses the condition and denies more, ALLOW loses the rule and allows less (as istiod)."""
+    rule = '{to: [{operation: {paths: ["/a"]}}], when: [{key: experimental.envoy.filters.a, values: ["x"]}]}'
+    text = ONLY_BILLING.replace('{from: [{source: {principals: ["billing.myapp.com"]}}]}', rule)
+    of = world(text.replace("spec:\n", f"spec:\n  action: {action}\n"), mesh=GRANTS.format(on="true"))
+    (config,) = [http_filters(chain)["envoy.filters.http.rbac"] for chain in chains(of, PAYMENTS, 9001)[:1]]
+    assert len(config["rules"].get("policies", {})) == kept

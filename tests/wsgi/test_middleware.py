@@ -125,6 +125,11 @@ def test_an_absolute_target_is_judged_by_its_path(fixture):
     assert call(app, environ("http://other/admin", PATH_INFO="/admin"))[0] == 403
 
 
+def test_an_absolute_target_that_is_none_is_400(fixture):
+    app, _ = judged(fixture)
+    assert call(app, environ("http://[other/admin", PATH_INFO="/admin"))[0] == 400
+
+
 def test_the_application_gets_the_path_that_policy_saw(fixture):
     app, reached = judged(fixture)
     call(app, environ("/a/../b%41/%C3%A9"))
